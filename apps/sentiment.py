@@ -1,0 +1,310 @@
+"""Sentiment: what does a text think of it? Many-to-one: a class (negative, positive, ...) or a rating from a text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserError, main
+from loom.config import flag
+from loom.data import samples
+from loom.data.sources import read_examples, split_examples
+from loom.data.text import build_vocabulary
+from loom.lazy import keras, layers, tf
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from keras_tuner import HyperParameters
+
+    from loom.app import Answer
+    from loom.run import Run
+    from loom.trained import Trained
+
+TEXT, SENTIMENT = "text", "sentiment"
+EXPLAINED, EXPLAINED_WORDS = 6, 80
+"""Predictions that are explained word by word, and the longest text among them."""
+
+
+@dataclass(frozen=True)
+class Config(TrainingConfig):
+    """Settings of `loom train sentiment`."""
+
+    text_column: str = "text"
+    """Column with the texts."""
+    label_column: str = ""
+    """Column with the classes or ratings (default: `label`, or `rating` with --target rating)."""
+    target: Literal["class", "rating"] = "class"
+    """Predict one of several classes, or a number."""
+    vocabulary_size: int = 30_000
+    """Number of words that are known; the rest are one unknown word."""
+    max_words: int = 1024
+    """Longer texts are shortened to this many words."""
+    keep: Literal["head", "tail", "ends"] = "ends"
+    """Which words of a longer text are kept."""
+    encoder: Literal["bag", "elman", "lstm", "gru"] = "bag"
+    """What turns the words into one vector: a bag of words and word pairs, or a recurrent layer."""
+    pair_buckets: int = 2**20
+    """Rows for the hashed word pairs of the bag (0: single words only)."""
+    embedding_units: int = 64
+    """Width of a word's vector before a recurrent layer."""
+    units: int = 4
+    """Width of the encoder's vector."""
+    bidirectional: bool = False
+    """Read the text in both directions."""
+    depth: int = 1
+    """Recurrent layers on top of each other."""
+    pooling: Literal["last", "mean", "max"] = "max"
+    """How the recurrent states become one vector."""
+    mask_padding: bool = True
+    """Skip padding; without, recurrent layers read it like words."""
+    dropout: float = 0.0
+    """Share of the encoder's inputs and outputs that is dropped in training."""
+    recurrent_dropout: float = 0.0
+    """Share of the recurrent state that is dropped in training, the same units at every step."""
+    batch_size: int = 64
+    epochs: int = 10
+    patience: int = 2
+    learning_rate: float = 0.005
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, by name."""
+        super().__post_init__()
+        for name in ("units", "embedding_units", "depth", "max_words"):
+            self.require(name, getattr(self, name) >= 1, "must be at least 1")
+        self.require("vocabulary_size", 3 <= self.vocabulary_size <= 50_000, "must lie between 3 and 50,000")
+        self.require("pair_buckets", 0 <= self.pair_buckets <= 2**24, "must lie between 0 and 16,777,216")
+        for name in ("dropout", "recurrent_dropout"):
+            self.require(name, 0 <= getattr(self, name) < 1, "must be at least 0 and below 1")
+        if self.encoder == "bag":
+            for name in ("bidirectional", "recurrent_dropout"):
+                self.require(name, not getattr(self, name), "needs a recurrent --encoder")
+
+    @property
+    def label(self) -> str:
+        """Column with the answers."""
+        return self.label_column or ("rating" if self.target == "rating" else "label")
+
+
+def load(config: Config) -> Data:
+    """Texts and their classes or ratings, and the vocabulary of the training texts."""
+    required = [config.text_column, config.label]
+    examples = read_examples(config, samples.reviews, required, required)
+    rows = [_tidy(part, config) for part in (examples.train, examples.test) if part is not None]
+    target = _target(rows[0], config)
+    examples = type(examples)(rows[0], rows[1] if len(rows) > 1 else None, examples.source, examples.bad)
+    stratify = (lambda part: part[SENTIMENT].to_numpy()) if config.target == "class" else (lambda part: None)
+    parts = split_examples(examples, config, stratify)
+    vocabulary = build_vocabulary(parts["train"][TEXT].tolist(), config.vocabulary_size)
+    spec = Spec((Field(TEXT, "text", vocabulary),), (target,))
+    splits = {name: Split(part, {}, {SENTIMENT: _numbers(part[SENTIMENT], target)}) for name, part in parts.items()}
+    return Data(**splits, spec=spec, source=examples.source, bad=examples.bad)
+
+
+def _tidy(frame: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """Only the two columns that matter, under their own names, without rows that lack one."""
+    frame = frame[[config.text_column, config.label]].set_axis([TEXT, SENTIMENT], axis=1).dropna()
+    if not len(frame):
+        raise UserError(f"{config.data}: no row has both {config.text_column!r} and {config.label!r}")
+    return frame
+
+
+def _target(frame: pd.DataFrame, config: Config) -> Field:
+    import pandas as pd
+
+    if config.target == "rating":
+        ratings = pd.to_numeric(frame[SENTIMENT], errors="coerce")
+        if ratings.isna().any():
+            example = frame[SENTIMENT][ratings.isna()].iloc[0]
+            raise UserError(f"--target rating: column {config.label!r} holds {example!r}, which is no number")
+        return Field(SENTIMENT, "number", statistics={"mean": float(ratings.mean()), "scale": float(ratings.std()) or 1.0})
+    classes = tuple(sorted(map(str, frame[SENTIMENT].unique())))
+    if len(classes) < 2:
+        raise UserError(f"{flag('label_column')} {config.label}: all examples are of one class, {classes[0]!r}")
+    return Field(SENTIMENT, "binary" if len(classes) == 2 else "classes", classes)
+
+
+def _numbers(values: pd.Series, target: Field) -> np.ndarray:
+    if target.kind == "number":
+        return values.to_numpy(np.float32)[:, None]
+    indices = {name: index for index, name in enumerate(target.vocabulary)}
+    unknown = set(values.astype(str)) - set(indices)
+    if unknown:
+        raise UserError(f"the test part holds the class {min(unknown)!r}, which the training part does not")
+    return values.astype(str).map(indices).to_numpy(np.int32)[:, None]
+
+
+def preprocess(config: Config, spec: Spec) -> keras.Model:
+    """Raw text to word ids, zeros at the end."""
+    text = keras.Input((1,), dtype="string", name=TEXT)
+    words = keras.layers.TextVectorization(
+        standardize=layers.standardize_text, vocabulary=list(spec.input(TEXT).vocabulary[2:])
+    )(text)
+    words = keras.ops.cast(layers.Shorten(config.max_words, config.keep)(words), "int32")
+    return keras.Model({TEXT: text}, {"words": words})
+
+
+def build(config: Config, spec: Spec) -> keras.Model:
+    """Word ids to the probability of a class, or a rating."""
+    words = keras.Input((None,), dtype="int32", name="words")
+    encode = _bag if config.encoder == "bag" else _recurrent
+    vector = encode(words, config, len(spec.input(TEXT).vocabulary))
+    vector = keras.layers.Dropout(config.dropout)(vector)
+    target = spec.target(SENTIMENT)
+    if target.kind == "number":
+        scaled = keras.layers.Dense(1, dtype="float32")(vector)
+        output = keras.layers.Rescaling(target.statistics["scale"], target.statistics["mean"], dtype="float32")(scaled)
+    elif target.kind == "binary":
+        output = keras.layers.Dense(1, "sigmoid", dtype="float32")(vector)
+    else:
+        output = keras.layers.Dense(len(target.vocabulary), "softmax", dtype="float32")(vector)
+    return keras.Model({"words": words}, {SENTIMENT: output})
+
+
+def _bag(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:
+    return layers.BagOfWordPairs(vocabulary_size, config.units, config.pair_buckets)(words)
+
+
+def _recurrent(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:
+    kind = {"elman": layers.Elman, "lstm": layers.LSTM, "gru": layers.GRU}[config.encoder]
+    vectors = keras.layers.Embedding(vocabulary_size, config.embedding_units, mask_zero=config.mask_padding)(words)
+    vectors = keras.layers.Dropout(config.dropout)(vectors)
+    for number in range(config.depth):
+        sequences = number < config.depth - 1 or config.pooling != "last"
+        layer = kind(config.units, return_sequences=sequences, recurrent_dropout=config.recurrent_dropout)
+        vectors = (layers.Bidirectional(layer) if config.bidirectional else layer)(vectors)
+    if config.pooling == "mean":
+        return keras.layers.GlobalAveragePooling1D()(vectors)
+    return keras.layers.GlobalMaxPooling1D()(vectors) if config.pooling == "max" else vectors
+
+
+def space(hp: HyperParameters) -> dict[str, Any]:
+    """What a search varies unless told otherwise."""
+    return {
+        "encoder": hp.Choice("encoder", ["bag", "lstm", "gru"]),
+        "units": hp.Int("units", 4, 128, sampling="log"),
+        "dropout": hp.Float("dropout", 0.0, 0.5, step=0.1),
+        "learning_rate": hp.Float("learning_rate", 1e-3, 2e-2, sampling="log"),
+    }
+
+
+def loss(config: Config, spec: Spec) -> dict[str, str]:
+    """The loss that fits the target."""
+    losses = {"binary": "binary_crossentropy", "classes": "sparse_categorical_crossentropy", "number": "mse"}
+    return {SENTIMENT: losses[spec.target(SENTIMENT).kind]}
+
+
+def metrics(config: Config, spec: Spec) -> dict[str, list[str]]:
+    """What is reported beside the loss."""
+    return {SENTIMENT: ["mae" if config.target == "rating" else "accuracy"]}
+
+
+def baselines(config: Config, data: Data) -> dict[str, Metrics]:
+    """Knowing nothing, and TF-IDF of words and word pairs with a linear model."""
+    from sklearn.dummy import DummyClassifier, DummyRegressor
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.linear_model import LogisticRegression, Ridge
+
+    texts = [*data.train.raw[TEXT], *data.validation.raw[TEXT]]
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
+    features, test_features = vectorizer.fit_transform(texts), vectorizer.transform(data.test.raw[TEXT])
+    targets = np.concatenate([data.train.targets[SENTIMENT], data.validation.targets[SENTIMENT]])[:, 0]
+    truth = data.test.targets[SENTIMENT][:, 0]
+    if config.target == "rating":
+        models = {"mean": DummyRegressor(), "tfidf": Ridge()}
+        return {
+            name: {"mae": float(np.abs(model.fit(features, targets).predict(test_features) - truth).mean())}
+            for name, model in models.items()
+        }
+    models = {"majority": DummyClassifier(), "tfidf": LogisticRegression(C=10, max_iter=1000)}
+    return {
+        name: {"accuracy": float((model.fit(features, targets).predict(test_features) == truth).mean())}
+        for name, model in models.items()
+    }
+
+
+def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
+    """A label with its probability, or a rating, for each text."""
+    target = trained.spec.target(SENTIMENT)
+    outputs = trained.outputs(frame)[SENTIMENT]
+    if target.kind == "number":
+        return [{"rating": float(value)} for value in outputs[:, 0]]
+    probabilities = np.hstack([1 - outputs, outputs]) if target.kind == "binary" else outputs
+    best = probabilities.argmax(axis=1)
+    return [
+        {"label": target.vocabulary[index], "probability": float(row[index])}
+        for index, row in zip(best, probabilities, strict=True)
+    ]
+
+
+def report(run: Run) -> None:
+    """Where the model errs, and which words decide."""
+    from loom import report as draw
+
+    target = run.data.spec.target(SENTIMENT)
+    truth, outputs = run.data.test.targets[SENTIMENT][:, 0], run.test_outputs()[SENTIMENT]
+    if target.kind == "number":
+        run.figure("predictions", draw.predicted_against_true(truth, outputs[:, 0], "rating"))
+    else:
+        predicted = (outputs[:, 0] > 0.5).astype(int) if target.kind == "binary" else outputs.argmax(axis=1)
+        run.figure("confusion_matrix", draw.confusion_matrix(truth, predicted, target.vocabulary))
+    rows = explain(run.trained, _short_texts(run.data.test.raw))
+    run.figure("words", draw.colored_words(rows, "What each word adds to the prediction (blue) or takes from it (red)"))
+
+
+def _short_texts(frame: pd.DataFrame) -> list[str]:
+    short = frame[TEXT][frame[TEXT].str.split().str.len() <= EXPLAINED_WORDS]
+    return (short if len(short) >= EXPLAINED else frame[TEXT]).head(EXPLAINED).tolist()
+
+
+def explain(trained: Trained, texts: Sequence[str]) -> list[tuple[str, list[str], np.ndarray]]:
+    """What each word contributes: how far the prediction falls when the word is replaced by the unknown word.
+
+    Returns:
+        For each text its answer, its words, and their contributions (to the probability of the label, or to the rating).
+    """
+    import pandas as pd
+
+    frame = pd.DataFrame({TEXT: texts})
+    rows = []
+    for text, answer in zip(texts, trained.predict(frame), strict=True):
+        split = tf.strings.split(layers.standardize_text(tf.constant([text]))).values.numpy()
+        words = [word.decode() for word in split][:EXPLAINED_WORDS]
+        ids = trained.preprocess({TEXT: tf.constant([[text]])})["words"].numpy()[:, : len(words)].astype(np.int32)
+        variants = np.repeat(ids, len(words) + 1, axis=0)
+        variants[np.arange(len(words)), np.arange(len(words))] = 1
+        outputs = trained.outputs_of({"words": variants})[SENTIMENT]
+        column = _answered_column(trained.spec.target(SENTIMENT), answer)
+        sign = -1 if column < 0 else 1
+        contributions = sign * (outputs[-1, max(column, 0)] - outputs[:-1, max(column, 0)])
+        rows.append(("  ".join(f"{value:.3g}" if isinstance(value, float) else value for value in answer.values()), words, contributions))
+    return rows
+
+
+def _answered_column(target: Field, answer: Answer) -> int:
+    """Output column that the answer is about; -1 for the first of two classes, whose probability is one minus the output."""
+    if target.kind == "number":
+        return 0
+    index = target.vocabulary.index(answer["label"])
+    return index - 1 if target.kind == "binary" else index
+
+
+APP = App(
+    "sentiment",
+    Config,
+    load,
+    preprocess,
+    build,
+    space,
+    baselines,
+    report,
+    predict,
+    loss=loss,
+    metrics=metrics,
+    objective="val_loss",
+)
+
+if __name__ == "__main__":
+    main(APP)

@@ -1,0 +1,174 @@
+"""Layers between raw text and sequence models: clean-up, shortening, and a bag of words and word pairs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import keras
+from keras import ops
+
+Tensor = Any
+_FIRST_FACTOR, _SECOND_FACTOR = 40503, 30011  # odd and without common factors, so that both words spread over all rows
+_LARGEST_INT32 = 2**31 - 1
+
+
+@keras.saving.register_keras_serializable(package="kerasloom")
+def standardize_text(text: Tensor) -> Tensor:
+    """Lower-case text with `!` and `?` as words of their own and all other punctuation except `'` as spaces.
+
+    Works for every script that separates words by spaces. For `keras.layers.TextVectorization(standardize=...)`;
+    TensorFlow backend only, as every operation on strings.
+
+    Args:
+        text: String tensor of any shape.
+
+    Returns:
+        String tensor of the same shape.
+    """
+    import tensorflow as tf
+
+    text = tf.strings.lower(text, encoding="utf-8")
+    text = tf.strings.regex_replace(text, "<br ?/?>", " ")
+    text = tf.strings.regex_replace(text, "([!?])", r" \1 ")
+    return tf.strings.regex_replace(text, r"[^\p{L}\p{M}\p{N}'!? ]+", " ")
+
+
+@keras.saving.register_keras_serializable(package="kerasloom")
+class Shorten(keras.layers.Layer):
+    """Cuts padded sequences to a largest length.
+
+    Args:
+        length: Largest number of steps that is kept.
+        keep: Which steps of a longer sequence: its `head`, its `tail`, or half from both `ends`.
+
+    Call arguments:
+        sequence: Integers `(batch, time)`, padded with zeros at the end.
+
+    Output shape: `(batch, min(time, length))`.
+
+    Example:
+        >>> Shorten(4, keep="ends")(keras.ops.array([[1, 2, 3, 4, 5, 6], [7, 8, 9, 0, 0, 0]])).numpy().tolist()
+        [[1, 2, 5, 6], [7, 8, 9, 0]]
+    """
+
+    def __init__(self, length: int, keep: Literal["head", "tail", "ends"] = "head", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if length < 1:
+            raise ValueError(f"length must be at least 1, not {length}")
+        if keep not in ("head", "tail", "ends"):
+            raise ValueError(f"keep must be 'head', 'tail' or 'ends', not {keep!r}")
+        self.length = length
+        self.keep = keep
+
+    def call(self, sequence: Tensor) -> Tensor:
+        """Gather the steps that are kept."""
+        steps = ops.arange(ops.minimum(ops.shape(sequence)[1], self.length))
+        if self.keep == "head":
+            return ops.take(sequence, steps, axis=1)
+        lengths = ops.sum(ops.cast(sequence != 0, "int32"), axis=1, keepdims=True)
+        skipped = ops.maximum(lengths - self.length, 0)
+        from_head = 0 if self.keep == "tail" else self.length - self.length // 2
+        positions = steps[None, :] + ops.where(steps[None, :] >= from_head, skipped, 0)
+        return ops.take_along_axis(sequence, positions, axis=1)
+
+    def compute_output_spec(self, sequence: keras.KerasTensor) -> keras.KerasTensor:
+        """Shape `(batch, min(time, length))`; unknown where time is."""
+        batch, time = sequence.shape
+        return keras.KerasTensor((batch, time and min(time, self.length)), sequence.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "length": self.length, "keep": self.keep}
+
+
+@keras.saving.register_keras_serializable(package="kerasloom")
+class BagOfWordPairs(keras.layers.Layer):
+    """The set of a text's words and pairs of neighbouring words as one vector.
+
+    y = (Σ_{w ∈ words} E[w] + Σ_{(v, w) ∈ pairs} P[(40503·v + 30011·w) mod M]) / √(number of words)
+
+    Each word and each pair counts once, however often it occurs; the words of the root are all of the text's. Pairs share the
+    rows of P by hashing, so that they need no vocabulary (Weinberger et al. 2009, Feature hashing for large scale multitask
+    learning; Joulin et al. 2017, Bag of tricks for efficient text classification).
+
+    Args:
+        vocabulary_size: Number of word ids; 0 is padding.
+        units: Width of the vector.
+        pair_buckets: Rows M of the pairs' table; 0 leaves pairs out.
+        embeddings_initializer: Initializer of both tables.
+        embeddings_regularizer: Regularizer of both tables.
+
+    Call arguments:
+        words: Integers `(batch, time)`, zeros where there is no word.
+
+    Output shape: `(batch, units)`; zeros for a text without words.
+
+    Raises:
+        ValueError: A size that is not positive, or a vocabulary whose hashes would overflow.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        units: int,
+        pair_buckets: int = 2**20,
+        embeddings_initializer: Any = "uniform",
+        embeddings_regularizer: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if vocabulary_size < 1 or units < 1 or pair_buckets < 0:
+            raise ValueError("vocabulary_size and units must be at least 1, pair_buckets at least 0")
+        if pair_buckets and (min(vocabulary_size, pair_buckets) - 1) * (_FIRST_FACTOR % pair_buckets) > _LARGEST_INT32:
+            raise ValueError(f"vocabulary_size {vocabulary_size} is too large for hashed pairs: at most 53,000 words")
+        self.vocabulary_size = vocabulary_size
+        self.units = units
+        self.pair_buckets = pair_buckets
+        self.embeddings_initializer = keras.initializers.get(embeddings_initializer)
+        self.embeddings_regularizer = keras.regularizers.get(embeddings_regularizer)
+
+    def build(self, input_shape: tuple[int | None, ...]) -> None:
+        """Make the tables."""
+        options = {"initializer": self.embeddings_initializer, "regularizer": self.embeddings_regularizer}
+        self.words = self.add_weight(shape=(self.vocabulary_size, self.units), name="words", **options)
+        if self.pair_buckets:
+            self.pairs = self.add_weight(shape=(self.pair_buckets, self.units), name="pairs", **options)
+
+    def call(self, words: Tensor) -> Tensor:
+        """Look up, add up, scale."""
+        words = ops.cast(words, "int32")
+        total = _sum_of_set(self.words, words, words != 0)
+        if self.pair_buckets:
+            total += _sum_of_set(self.pairs, self.pair_rows(words), (words[:, :-1] != 0) & (words[:, 1:] != 0))
+        count = ops.sum(ops.cast(words != 0, self.compute_dtype), axis=1, keepdims=True)
+        return total / ops.sqrt(ops.maximum(count, 1))
+
+    def pair_rows(self, words: Tensor) -> Tensor:
+        """Row of every pair of neighbours: `(batch, time)` to `(batch, time - 1)`."""
+        size = self.pair_buckets
+        first = ops.mod(ops.mod(words[:, :-1], size) * (_FIRST_FACTOR % size), size)
+        second = ops.mod(ops.mod(words[:, 1:], size) * (_SECOND_FACTOR % size), size)
+        return ops.mod(first + second, size)
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, int]:
+        """One vector for each text."""
+        return (input_shape[0], self.units)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {
+            **super().get_config(),
+            "vocabulary_size": self.vocabulary_size,
+            "units": self.units,
+            "pair_buckets": self.pair_buckets,
+            "embeddings_initializer": keras.initializers.serialize(self.embeddings_initializer),
+            "embeddings_regularizer": keras.regularizers.serialize(self.embeddings_regularizer),
+        }
+
+
+def _sum_of_set(table: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
+    """Sum of the table's rows that occur among the valid `rows` (batch, time), each once."""
+    ordered = ops.sort(ops.where(valid, rows, -1), axis=1)
+    first = ops.concatenate([ordered[:, :1] >= 0, ordered[:, 1:] != ordered[:, :-1]], axis=1)
+    vectors = ops.take(table, ops.maximum(ordered, 0), axis=0)
+    return ops.einsum("bt,btu->bu", ops.cast(first & (ordered >= 0), vectors.dtype), vectors)

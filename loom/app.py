@@ -1,0 +1,144 @@
+"""What an application is, and how one is found by its name or its file."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from loom.config import TrainingConfig
+from loom.errors import UserError
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+
+    from loom.data.pipeline import Data
+    from loom.data.spec import Spec
+    from loom.run import Run
+    from loom.trained import Trained
+
+Metrics = dict[str, float]
+"""Metric name to value, e.g. `{"accuracy": 0.9}`."""
+Answer = dict[str, Any]
+"""What a person gets for one raw example, e.g. `{"label": "positive", "probability": 0.97}`."""
+
+
+@dataclass(frozen=True)
+class App:
+    """The functions that make an application; `docs/applications.md` walks through one.
+
+    `loss`, `metrics` and `objective` are what `keras.Model.compile` takes, or functions of `(config, spec)` that return
+    it. `objective` is the validation metric that early stopping and searches look at; it is maximized unless
+    `minimize` says otherwise.
+    """
+
+    name: str
+    config: type[TrainingConfig]
+    load: Callable[[Any], Data]
+    preprocess: Callable[[Any, Spec], keras.Model]
+    build: Callable[[Any, Spec], keras.Model]
+    space: Callable[[Any], dict[str, Any]]
+    baselines: Callable[[Any, Data], dict[str, Metrics]]
+    report: Callable[[Run], None]
+    predict: Callable[[Trained, pd.DataFrame], Sequence[Answer]]
+    loss: Any
+    metrics: Any = ()
+    objective: str | Callable[[Any, Spec], str] = "val_loss"
+    fit: Callable[[Run], None] | None = None
+
+    def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
+        """Value of `loss`, `metrics` or `objective` for this config and data."""
+        value = getattr(self, what)
+        return value(config, spec) if callable(value) else value
+
+
+@dataclass(frozen=True)
+class AppFile:
+    """Where an application's code lies."""
+
+    path: Path
+    module: str
+
+    @property
+    def inside_package(self) -> bool:
+        """Whether it is one of the project's own applications."""
+        return self.module.startswith("apps.")
+
+
+def applications_folder() -> Path:
+    """Folder of the project's own applications."""
+    return Path(__file__).resolve().parent.parent / "apps"
+
+
+def list_apps() -> dict[str, str]:
+    """Name and one-line description of every application, read without importing any."""
+    files = sorted(path for path in applications_folder().glob("*.py") if not path.name.startswith("_"))
+    return {path.stem: _first_line(path) for path in files}
+
+
+def locate_app(name: str) -> AppFile:
+    """Find an application by its name (`sentiment`) or its file (`path/to/app.py`).
+
+    Raises:
+        UserError: No such application or file, or a file name that cannot be imported.
+    """
+    if not name.endswith(".py"):
+        names = list(list_apps())
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise UserError(f"unknown application {name!r}{hint}: `loom list` shows {', '.join(names)}; or name a .py file")
+        return AppFile(applications_folder() / f"{name}.py", f"apps.{name}")
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise UserError(f"{name}: no such application file")
+    if path.parent == applications_folder():
+        return AppFile(path, f"apps.{path.stem}")
+    if not path.stem.isidentifier():
+        raise UserError(f"{name}: rename the file so that it can be imported: letters, digits and _ only")
+    return AppFile(path, path.stem)
+
+
+def load_app(file: AppFile) -> App:
+    """Import an application's module and return its `APP`.
+
+    Raises:
+        UserError: The file defines no `APP`, or its name belongs to another module already.
+    """
+    module = importlib.import_module(file.module) if file.inside_package else _import_file(file)
+    app = getattr(module, "APP", None)
+    if not isinstance(app, App):
+        raise UserError(f"{file.path}: defines no APP = App(...)")
+    return app
+
+
+def _import_file(file: AppFile) -> ModuleType:
+    loaded = sys.modules.get(file.module)
+    if loaded is not None and Path(getattr(loaded, "__file__", None) or "") == file.path:
+        return loaded
+    if loaded is not None or importlib.util.find_spec(file.module) is not None:
+        raise UserError(f"{file.path}: another module is named {file.module} already; rename the file")
+    spec = importlib.util.spec_from_file_location(file.module, file.path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[file.module] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[file.module]
+        raise
+    return module
+
+
+def _first_line(path: Path) -> str:
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0]

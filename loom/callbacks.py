@@ -1,0 +1,133 @@
+"""What happens around each epoch: the order of the data, progress, tracking, and the checkpoint."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import keras
+
+from loom import checkpoint
+from loom.app import Metrics
+from loom.errors import UserError
+from loom.progress import Progress
+from loom.run import Run
+from loom.tracking import Tracker, now
+
+FIRST_STEP_POLL = 0.02
+"""Seconds between two looks at whether the first step is done."""
+
+
+class Recorder(keras.callbacks.Callback):
+    """Keeps the record of a training run; the last of its callbacks, so that it sees what the others decided.
+
+    An epoch's state is copied when the epoch ends; writing it, and then logging the epoch's metrics, goes on beside the
+    next epoch. The state is on disk before its metrics are logged, and a resumed run logs its last epoch again with the
+    same timestamps, which MLflow stores once: no epoch is lost and none is there twice.
+    """
+
+    def __init__(self, run: Run, tracker: Tracker, progress: Progress, state: checkpoint.State | None) -> None:
+        super().__init__()
+        self._run = run
+        self._tracker = tracker
+        self._progress = progress
+        self._state = state
+        self._writer = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self._records: list[dict[str, Any]] = checkpoint.progress(state)["epochs"] if state else []
+        self._epoch_start = 0.0
+        self.first_step: float | None = None
+        """Value of `time.perf_counter` when the first step of this process was done."""
+        self.seconds = 0.0
+        """Time spent here while training waited."""
+
+    def on_train_begin(self, logs: Metrics | None = None) -> None:
+        """Go on from the checkpoint, and log its last epoch in case the run was killed before it could."""
+        if self._state is not None:
+            checkpoint.restore(self._state, self.model, self._run.callbacks)
+            self._log(self._records[-1])
+        self._progress.begin_training(
+            self._run.config.epochs, len(self._run.train_batches), lambda: self._run.train_batches.served
+        )
+        self._run.history[:] = [record["metrics"] for record in self._records]
+        threading.Thread(target=self._watch_first_step, args=(int(self.model.optimizer.iterations),), daemon=True).start()
+
+    def on_epoch_begin(self, epoch: int, logs: Metrics | None = None) -> None:
+        """Order the epoch's examples."""
+        self._run.train_batches.epoch = epoch
+        self._progress.start_epoch(epoch)
+        self._epoch_start = time.perf_counter()
+
+    def on_epoch_end(self, epoch: int, logs: Metrics | None = None) -> None:
+        """Record the epoch."""
+        start = time.perf_counter()
+        metrics = self._metrics(logs or {}, start - self._epoch_start)
+        record = {"epoch": epoch, "timestamp": now(), "metrics": metrics}
+        self._records.append(record)
+        self._run.history.append(metrics)
+        self._progress.end_epoch(epoch, metrics)
+        _check_finite(epoch, metrics)
+        state = checkpoint.capture(
+            self.model, self._run.callbacks, {"epochs": self._records, "stopped": self.model.stop_training}
+        )
+        self.wait()
+        self._pending = self._writer.submit(self._write, state, record)
+        self.seconds += time.perf_counter() - start
+
+    def on_train_end(self, logs: Metrics | None = None) -> None:
+        """Everything is on disk and logged when training is over."""
+        start = time.perf_counter()
+        self.wait()
+        self.seconds += time.perf_counter() - start
+
+    def wait(self) -> None:
+        """Wait for the epoch that is being written; its errors come up here."""
+        if self._pending is not None:
+            self._pending.result()
+
+    def _metrics(self, logs: Metrics, seconds: float) -> Metrics:
+        metrics = {name if name.startswith("val_") else f"train_{name}": float(value) for name, value in logs.items()}
+        metrics["lr"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        metrics["epoch_seconds"] = seconds
+        metrics["examples_per_second"] = len(self._run.data.train) / seconds
+        return metrics
+
+    def _write(self, state: checkpoint.State, record: dict[str, Any]) -> None:
+        checkpoint.save(state, self._tracker)
+        self._log(record)
+
+    def _log(self, record: dict[str, Any]) -> None:
+        self._tracker.log_metrics(record["metrics"], record["epoch"], record["timestamp"])
+
+    def _watch_first_step(self, iterations: int) -> None:
+        """A hook for every batch would make the model wait for its own logs; looking at a counter does not."""
+        while int(self.model.optimizer.iterations) == iterations and not self.model.stop_training:
+            time.sleep(FIRST_STEP_POLL)
+        self.first_step = time.perf_counter()
+        self._progress.first_step()
+
+
+def early_stopping(objective: str, patience: int) -> keras.callbacks.EarlyStopping:
+    """Stop after `patience` epochs without a better objective, and go back to the best weights."""
+    return keras.callbacks.EarlyStopping(
+        objective, patience=patience, mode=direction(objective), restore_best_weights=True
+    )
+
+
+def direction(objective: str) -> str:
+    """Whether a smaller or a larger value is better: losses and errors are to fall, everything else to rise."""
+    falls = ("loss", "error", "perplexity", "mae", "mse", "rmse")
+    return "min" if objective.endswith(falls) else "max"
+
+
+def _check_finite(epoch: int, metrics: Metrics) -> None:
+    if not math.isfinite(metrics["train_loss"]):
+        raise UserError(
+            f"the loss became {metrics['train_loss']} in epoch {epoch + 1}: "
+            "try a smaller --learning-rate or --clip-norm 1, and look for unscaled numbers in the data"
+        )
+
+

@@ -1,0 +1,143 @@
+"""The whole state of a training run in one file, so that a killed run goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+import numpy as np
+
+from loom.errors import UserError
+from loom.lazy import load
+
+if TYPE_CHECKING:
+    import keras
+
+    from loom.tracking import Tracker
+
+FOLDER, FILE = "checkpoint", "state.npz"
+State = dict[str, np.ndarray]
+
+
+def capture(model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], progress: Mapping[str, Any]) -> State:
+    """Copy weights, optimizer, seed generators, callbacks and `progress` (a JSON value).
+
+    Seed generators are among `model.variables` but in none of Keras' own files; without them, dropout masks after a
+    resume would repeat those from the start.
+    """
+    state = {f"variable/{index}": np.array(variable) for index, variable in enumerate(_variables(model))}
+    scalars = []
+    for index, callback in enumerate(callbacks):
+        values, arrays = _callback_state(callback)
+        scalars.append(values)
+        state |= {f"callback/{index}/{name}/{part}": array for name, part, array in arrays}
+    state["json"] = np.array(json.dumps({"callbacks": scalars, "progress": dict(progress)}))
+    return state
+
+
+def restore(state: State, model: keras.Model, callbacks: Sequence[keras.callbacks.Callback]) -> None:
+    """Put a captured state back into a model (built and compiled the same way) and its callbacks.
+
+    Raises:
+        UserError: The state belongs to another model.
+    """
+    variables = _variables(model)
+    saved = [state[f"variable/{index}"] for index in range(sum(name.startswith("variable/") for name in state))]
+    if [value.shape for value in saved] != [tuple(variable.shape) for variable in variables]:
+        raise UserError("the checkpoint does not fit the model: the application's code has changed since")
+    for variable, value in zip(variables, saved, strict=True):
+        variable.assign(value)
+    for index, (callback, values) in enumerate(zip(callbacks, _json(state)["callbacks"], strict=True)):
+        vars(callback).update(values)
+        vars(callback).update(_callback_arrays(state, f"callback/{index}/"))
+
+
+def progress(state: State) -> dict[str, Any]:
+    """The `progress` that was captured."""
+    return dict(_json(state)["progress"])
+
+
+def save(state: State, tracker: Tracker) -> None:
+    """Replace the run's checkpoint; a reader finds the old one or the new one, whole."""
+    folder = _local_folder(tracker)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / (FILE + ".partial")
+    with partial.open("wb") as file:
+        np.savez(file, **state)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(folder / FILE)
+    if not _is_local(tracker):
+        tracker.client.log_artifact(tracker.run_id, str(folder / FILE), FOLDER)
+
+
+def read(tracker: Tracker) -> State | None:
+    """The run's checkpoint, or None if it stopped before the first."""
+    path = _local_folder(tracker) / FILE
+    if not path.exists() and not _is_local(tracker):
+        path = _download(tracker)
+    if not path.exists():
+        return None
+    with np.load(path, allow_pickle=False) as file:
+        return dict(file)
+
+
+def remove(tracker: Tracker) -> None:
+    """Delete the checkpoint of a run that is done."""
+    folder = _local_folder(tracker)
+    for name in (FILE, FILE + ".partial"):
+        (folder / name).unlink(missing_ok=True)
+    if folder.exists():
+        folder.rmdir()
+
+
+def _download(tracker: Tracker) -> Path:
+    mlflow = load("mlflow")
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"runs:/{tracker.run_id}/{FOLDER}/{FILE}"))
+    except (mlflow.exceptions.MlflowException, OSError):
+        return Path(FILE)
+
+
+def _is_local(tracker: Tracker) -> bool:
+    return urlparse(tracker.artifact_uri).scheme in ("", "file")
+
+
+def _local_folder(tracker: Tracker) -> Path:
+    if _is_local(tracker):
+        return Path(unquote(urlparse(tracker.artifact_uri).path)) / FOLDER
+    return tracker.store.folder / "checkpoints" / tracker.run_id
+
+
+def _variables(model: keras.Model) -> list[Any]:
+    return [*model.variables, *model.optimizer.variables]
+
+
+def _json(state: State) -> dict[str, Any]:
+    return dict(json.loads(str(state["json"])))
+
+
+def _callback_state(callback: keras.callbacks.Callback) -> tuple[dict[str, Any], list[tuple[str, int, np.ndarray]]]:
+    """A callback's numbers (best value, epochs waited, ...) and lists of arrays (best weights)."""
+    values: dict[str, Any] = {}
+    arrays = []
+    for name, value in vars(callback).items():
+        if name.startswith("_"):
+            continue
+        if value is None or isinstance(value, bool | int | float | np.generic):
+            values[name] = value.item() if isinstance(value, np.generic) else value
+        elif isinstance(value, list) and value and all(isinstance(part, np.ndarray) for part in value):
+            arrays += [(name, part, array) for part, array in enumerate(value)]
+    return values, arrays
+
+
+def _callback_arrays(state: State, prefix: str) -> dict[str, list[np.ndarray]]:
+    lists: dict[str, dict[int, np.ndarray]] = {}
+    for key in (key for key in state if key.startswith(prefix)):
+        name, part = key.removeprefix(prefix).split("/")
+        lists.setdefault(name, {})[int(part)] = state[key]
+    return {name: [parts[index] for index in sorted(parts)] for name, parts in lists.items()}

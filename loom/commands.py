@@ -1,0 +1,174 @@
+"""What the `loom` command does, once its arguments are read."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loom.app import Answer, App, AppFile
+from loom.config import TrainingConfig, from_dict
+from loom.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from loom.data.spec import Spec
+
+FORMATS = ("keras", "savedmodel", "onnx", "litert")
+
+
+def train(file: AppFile, config: TrainingConfig, resume: str, as_json: bool, start: float) -> int:
+    """Train one run; with `as_json`, standard output is one JSON object and progress goes to standard error."""
+    from rich.console import Console
+
+    from loom.train import train
+
+    result = train(file, config, Console(stderr=as_json), start, resume)
+    if as_json:
+        print(json.dumps(result))
+    return 0
+
+
+def recorded_config(app: App, run_id: str) -> TrainingConfig:
+    """Settings of a recorded run of this application.
+
+    Raises:
+        UserError: No such run, or it is another application's.
+    """
+    from loom.tracking import Store, read_json
+
+    store = Store()
+    owner = store.run(run_id).data.tags.get("app")
+    if owner != app.name:
+        raise UserError(f"run {run_id} is a run of {owner}, not of {app.name}")
+    return from_dict(app.config, read_json(store, run_id, "config.json"))
+
+
+def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
+    """Print one answer a line."""
+    from loom.fresh import FreshProcess
+    from loom.saving import local_model, trained_files
+    from loom.data.spec import Spec
+    from loom.tracking import Store
+
+    model = local_model(Store(), run_id)
+    spec = Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
+    rows = [row for text in inputs for row in _read_rows(text, spec)]
+    process = FreshProcess()
+    try:
+        answers = process.predict(model, rows)
+    finally:
+        process.close()
+    for row, answer in zip(rows, answers, strict=True):
+        print(json.dumps(answer, ensure_ascii=False) if as_json else _describe(row, answer))
+    return 0
+
+
+def serve(run_id: str, host: str, port: int) -> int:
+    """Run MLflow's scoring server until it is stopped."""
+    from loom.saving import local_model
+    from loom.tracking import Store
+
+    model = local_model(Store(), run_id)
+    _check_port(host, port)
+    print(f"POST raw input to http://{host}:{port}/invocations, for example:\n  {_curl(model, host, port)}", flush=True)
+    arguments = ["models", "serve", "--model-uri", str(model), "--env-manager", "local"]
+    return _mlflow([*arguments, "--host", host, "--port", str(port)])
+
+
+def ui(host: str, port: int) -> int:
+    """Run the MLflow UI until it is stopped."""
+    from loom.tracking import Store
+
+    store = Store()
+    if store.is_local and not (store.folder / "mlflow.db").exists():
+        raise UserError(f"there is no tracking store at {store.folder} yet: train something first, or change the folder")
+    _check_port(host, port)
+    print(f"MLflow UI: http://{host}:{port}", flush=True)
+    return _mlflow(["ui", "--backend-store-uri", store.uri, "--host", host, "--port", str(port)])
+
+
+def export(run_id: str, formats: list[str], output: Path | None) -> int:
+    """Write a trained model in other formats."""
+    from loom.export import export
+
+    for path in export(run_id, formats, output or Path("exports") / run_id):
+        print(path)
+    return 0
+
+
+def _read_rows(text: str, spec: Spec) -> list[dict[str, Any]]:
+    """Raw examples from one INPUT argument."""
+    from loom.data.tables import read_table
+
+    names = [column.name for column in spec.inputs]
+    if text == "-":
+        return [row for line in sys.stdin for row in _read_rows(line.rstrip("\n"), spec)]
+    if text.endswith((".csv", ".tsv")):
+        frame: pd.DataFrame = read_table(Path(text), required=names).frame
+        return [{str(name): value for name, value in row.items()} for row in frame[names].to_dict("records")]
+    if text.startswith("{"):
+        return [_json_row(text, names)]
+    if len(names) == 1:
+        return [{names[0]: text}]
+    raise UserError(f"{text!r}: this model takes several inputs; name a .csv file, or a JSON object with {', '.join(names)}")
+
+
+def _json_row(text: str, names: list[str]) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{text!r} is not JSON: {error}") from None
+    unknown = sorted(set(row) - set(names))
+    if unknown:
+        raise UserError(f"unknown input {', '.join(unknown)}: the model takes {', '.join(names)}")
+    return {name: row.get(name) for name in names}
+
+
+def _describe(row: dict[str, Any], answer: Answer) -> str:
+    values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in answer.values()]
+    pairs = [value if index == 0 else f"{name} {value}" for index, (name, value) in enumerate(zip(answer, values, strict=True))]
+    example = " ".join(str(value) for value in row.values() if value is not None)
+    return f"{'  '.join(pairs)}  | {example if len(example) <= 80 else example[:77] + '...'}"
+
+
+def _check_port(host: str, port: int) -> None:
+    import socket
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except (OSError, OverflowError) as error:
+            raise UserError(f"--host {host} --port {port}: {error}; choose another --port") from None
+
+
+def _mlflow(arguments: list[str]) -> int:
+    """Run an MLflow command with this interpreter, in a folder where none of our code lies."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", "")])
+    environment["PYTHONSAFEPATH"] = "1"
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "mlflow", *arguments]
+        process = subprocess.Popen(command, cwd=folder, env=environment)
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            process.terminate()
+            process.wait()
+            return 0
+
+
+def _curl(model: Path, host: str, port: int) -> str:
+    from loom.data.spec import Spec
+    from loom.saving import trained_files
+
+    spec = Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
+    example = {column.name: "some text" if column.is_string else 1.0 for column in spec.inputs}
+    body = json.dumps({"dataframe_records": [example]}, ensure_ascii=False)
+    return f"curl http://{host}:{port}/invocations -H 'Content-Type: application/json' -d '{body}'"

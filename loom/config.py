@@ -1,0 +1,122 @@
+"""One frozen dataclass per application holds every setting: a flag, part of the run's record, and searchable, all at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from loom.errors import UserError
+
+Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion"]
+C = TypeVar("C", bound="TrainingConfig")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """What every application can be told. Subclasses add fields; each field's docstring is its `--help` line."""
+
+    data: str = "sample"
+    """Examples: `sample` (built in), `tfds:NAME[:VERSION]`, or the path of a file or folder of your own."""
+    data_dir: str = ""
+    """Folder with prepared TFDS data sets (only for `tfds:`)."""
+    test_fraction: float = 0.2
+    """Share of the examples held out for the test where the data has no test part of its own."""
+    validation_fraction: float = 0.1
+    """Share of the training examples held out to validate each epoch."""
+    max_bad: float = 0.01
+    """Share of unreadable rows or files that is tolerated; they are listed in data.json."""
+    seed: int = 0
+    """Picks the splits, the initial weights, the order of the examples and the dropout masks."""
+    epochs: int = 10
+    """Passes over the training examples."""
+    batch_size: int = 32
+    """Examples per step (over all devices together)."""
+    buckets: int = 4
+    """Number of sequence lengths that batches are padded to; more means less padding and more compilations."""
+    optimizer: Optimizer = "adam"
+    """Update rule."""
+    learning_rate: float = 0.001
+    """Learning rate of the first step."""
+    schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"
+    """How the learning rate falls from the first step to the last (`exponential` ends at a hundredth)."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay."""
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this global norm (0: never)."""
+    regularization: Literal["none", "l1", "l2"] = "none"
+    """Penalty on the kernels of dense layers."""
+    regularization_strength: float = 0.0001
+    """Factor of that penalty."""
+    patience: int = 0
+    """Stop after this many epochs without a better objective and keep the best weights (0: train all epochs, keep the last)."""
+    precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
+    """Arithmetic; `auto` is float32 on a CPU and mixed on a GPU that has the units for it."""
+    jit: Literal["auto", "on", "off"] = "auto"
+    """Compile the training step with XLA; `auto` does where the model and the devices allow it."""
+    deterministic: bool = False
+    """Bit-for-bit repeatable on a GPU too (on a CPU it always is); switches XLA off and costs time."""
+    threads: int = 0
+    """CPU threads per operation (0: all cores this process may use)."""
+    devices: int = 1
+    """Data parallelism over this many GPUs, or logical CPU devices where there is no GPU."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, by name."""
+        _check_choices(self)
+        for name in ("epochs", "batch_size", "devices", "buckets"):
+            self.require(name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("threads", "patience", "clip_norm", "weight_decay", "regularization_strength", "seed"):
+            self.require(name, getattr(self, name) >= 0, "must not be negative")
+        for name in ("test_fraction", "validation_fraction"):
+            self.require(name, 0 < getattr(self, name) < 1, "must lie between 0 and 1")
+        self.require("max_bad", 0 <= self.max_bad <= 1, "must lie between 0 and 1")
+        self.require("learning_rate", self.learning_rate > 0, "must be greater than 0")
+        self.require("devices", self.batch_size >= self.devices, f"must not exceed --batch-size {self.batch_size}")
+        if self.devices > 1:
+            self.require("jit", self.jit != "on", "cannot be on with --devices above 1: XLA fails under tf.distribute")
+        if self.deterministic:
+            self.require("jit", self.jit != "on", "cannot be on with --deterministic: op determinism switches XLA off")
+
+    def require(self, field: str, holds: bool, sentence: str) -> None:
+        """Raise the one-line error for a field unless `holds`."""
+        if not holds:
+            raise UserError(f"{flag(field)} {getattr(self, field)}: {sentence}")
+
+    @property
+    def cores(self) -> int:
+        """Threads per operation, with 0 resolved."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+def flag(field: str) -> str:
+    """Name of the command-line flag of a config field."""
+    return "--" + field.replace("_", "-")
+
+
+def to_dict(config: TrainingConfig) -> dict[str, Any]:
+    """Every field, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
+    """Build a config from recorded values; fields added since keep their defaults, removed ones are an error."""
+    unknown = sorted(set(values) - {field.name for field in dataclasses.fields(kind)})
+    if unknown:
+        raise UserError(f"the recorded settings {', '.join(unknown)} are unknown to this version of the application")
+    return kind(**values)
+
+
+def changed_fields(config: TrainingConfig, base: TrainingConfig) -> dict[str, Any]:
+    """Fields of `config` whose values differ from `base`."""
+    return {name: value for name, value in to_dict(config).items() if getattr(base, name) != value}
+
+
+def _check_choices(config: TrainingConfig) -> None:
+    """Literal fields are checked here too, because searches and recorded runs do not pass through the command line."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            choices = ", ".join(map(str, get_args(hint)))
+            raise UserError(f"{flag(name)} {getattr(config, name)}: must be one of {choices}")

@@ -1,0 +1,80 @@
+"""Raw examples to numbers, through the same preprocessing model that is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loom.data.pipeline import Column, Ragged
+from loom.data.spec import Field, Spec
+from loom.errors import UserError
+from loom.lazy import tf
+
+if TYPE_CHECKING:
+    import keras
+    import pandas as pd
+
+CHUNK = 1024
+"""Rows preprocessed at a time."""
+
+
+class Encoder:
+    """Runs a preprocessing model over tables of raw examples, several chunks at a time.
+
+    Outputs of unknown length (batch, None) become `Ragged`, without their padding zeros.
+    """
+
+    def __init__(self, preprocess: keras.Model, spec: Spec) -> None:
+        self._spec = spec
+        self._ragged = {name for name, tensor in preprocess.output.items() if None in tensor.shape[1:]}
+        dtypes = {column.name: tf.string if column.is_string else tf.float32 for column in spec.inputs}
+        signature = {name: tf.TensorSpec((None, 1), dtype) for name, dtype in dtypes.items()}
+        self._run = tf.function(preprocess, input_signature=[signature])
+
+    def __call__(self, frame: pd.DataFrame) -> dict[str, Column]:
+        """Numbers of every row, by the names of the core model's inputs."""
+        raw = raw_inputs(self._spec, frame)
+        starts = range(0, max(len(frame), 1), CHUNK)  # an empty table has columns too
+        with ThreadPoolExecutor() as pool:
+            chunks = list(pool.map(lambda start: self._encode_chunk(raw, start), starts))
+        return {name: _concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+    def _encode_chunk(self, raw: dict[str, np.ndarray], start: int) -> dict[str, Column]:
+        chunk = {name: tf.constant(column[start : start + CHUNK, None]) for name, column in raw.items()}
+        outputs = {name: tensor.numpy() for name, tensor in self._run(chunk).items()}
+        return {name: Ragged.from_padded(value) if name in self._ragged else value for name, value in outputs.items()}
+
+
+def raw_inputs(spec: Spec, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Raw columns as arrays: float32 with NaN, or UTF-8 strings with "" for what is missing.
+
+    Raises:
+        UserError: An input column is missing, or a number does not parse.
+    """
+    return {column.name: _raw_column(column, frame) for column in spec.inputs}
+
+
+def _raw_column(column: Field, frame: pd.DataFrame) -> np.ndarray:
+    import pandas as pd
+
+    if column.name not in frame:
+        raise UserError(f"input column {column.name!r} is missing: the columns are {', '.join(map(str, frame.columns))}")
+    values = frame[column.name]
+    if column.is_string:
+        return values.where(values.notna(), "").astype(str).to_numpy(object)
+    try:
+        return pd.to_numeric(values).to_numpy(np.float32, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"input column {column.name!r} takes numbers: {error}") from None
+
+
+def _concatenate(parts: list[Any]) -> Column:
+    return Ragged.concatenate(parts) if isinstance(parts[0], Ragged) else np.concatenate(parts)
+
+
+def as_tensors(raw: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Raw columns as the named (batch, 1) tensors that exported models take."""
+    return {name: tf.constant(column[:, None]) for name, column in raw.items()}

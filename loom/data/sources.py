@@ -1,0 +1,158 @@
+"""Where examples come from: built-in samples, TFDS, and a person's own files, all through `--data`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loom.config import TrainingConfig
+from loom.data.tables import Bad, Table, check_bad, read_table, read_text_folder
+from loom.errors import UserError
+from loom.lazy import load, silenced_stderr
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+TFDS = "tfds:"
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Raw examples as a table; `test` is None where the source has no test part of its own."""
+
+    train: pd.DataFrame
+    test: pd.DataFrame | None
+    source: str
+    bad: tuple[Bad, ...] = ()
+
+
+def read_examples(
+    config: TrainingConfig, sample: Callable[[], pd.DataFrame], columns: Sequence[str], required: Sequence[str]
+) -> Examples:
+    """Read what `--data` names.
+
+    Args:
+        config: Names the source, and how much of it may be unreadable.
+        sample: Makes the built-in data set.
+        columns: Features of a TFDS data set to read; all that are scalars by default.
+        required: Columns that a table needs.
+
+    Raises:
+        UserError: The source is missing, unreadable, or lacks a column.
+    """
+    if config.data == "sample":
+        frame = sample()
+        _require(frame, required, "the built-in sample")
+        return Examples(frame, None, "built-in sample")
+    if config.data.startswith(TFDS):
+        return _read_tfds(config, columns, required)
+    path = Path(config.data)
+    if not path.exists():
+        raise UserError(f"--data {config.data}: no such file or folder (built-in data: --data sample; TFDS: --data tfds:NAME)")
+    if path.is_dir():
+        return _read_folder(config, path)
+    table = read_table(path, required=required)
+    check_bad(table.bad, table.total, config.max_bad, f"rows of {path.name}")
+    return Examples(table.frame, None, str(path.resolve()), tuple(table.bad))
+
+
+def split_examples(
+    examples: Examples, config: TrainingConfig, stratify: Callable[[pd.DataFrame], np.ndarray | None]
+) -> dict[str, pd.DataFrame]:
+    """Train, validation and test part, picked by the config's seed.
+
+    Args:
+        examples: What was read.
+        config: Seed and shares.
+        stratify: Gives the class of each row, whose shares are kept equal in all parts; None where there are none.
+    """
+    train, test = examples.train, examples.test
+    if test is None:
+        train, test = _split(train, config.test_fraction, config.seed, stratify(train), "--test-fraction")
+    train, validation = _split(train, config.validation_fraction, config.seed, stratify(train), "--validation-fraction")
+    parts = {"train": train, "validation": validation, "test": test}
+    return {name: part.reset_index(drop=True) for name, part in parts.items()}
+
+
+def _split(
+    frame: pd.DataFrame, share: float, seed: int, classes: np.ndarray | None, name: str
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    from sklearn.model_selection import train_test_split
+
+    try:
+        return tuple(train_test_split(frame, test_size=share, random_state=seed, stratify=classes))  # type: ignore[return-value]
+    except ValueError as error:
+        raise UserError(f"{name} {share}: {len(frame)} examples cannot be split so: {error}") from None
+
+
+def _read_folder(config: TrainingConfig, folder: Path) -> Examples:
+    """A folder per class; or `train` and `test` folders that hold a folder per class each."""
+    parts = [folder / "train", folder / "test"] if (folder / "train").is_dir() and (folder / "test").is_dir() else [folder]
+    tables: list[Table] = [read_text_folder(part) for part in parts]
+    bad = [entry for table in tables for entry in table.bad]
+    check_bad(bad, sum(table.total for table in tables), config.max_bad, f"files in {folder}")
+    test = tables[1].frame if len(tables) > 1 else None
+    return Examples(tables[0].frame, test, str(folder.resolve()), tuple(bad))
+
+
+def _read_tfds(config: TrainingConfig, columns: Sequence[str], required: Sequence[str]) -> Examples:
+    name = config.data.removeprefix(TFDS)
+    with silenced_stderr():
+        builder = _tfds_builder(name, config)
+    splits = sorted(builder.info.splits)
+    if "train" not in splits:
+        raise UserError(f"--data {config.data}: has no part named train, but {', '.join(splits)}")
+    frames = [_tfds_frame(builder, part, columns) for part in ("train", "test") if part in splits]
+    for frame in frames:
+        _require(frame, required, config.data)
+    return Examples(frames[0], frames[1] if len(frames) > 1 else None, f"tfds:{builder.info.full_name}")
+
+
+def _tfds_builder(name: str, config: TrainingConfig) -> Any:
+    load("tensorflow")
+    import tensorflow_datasets as tfds
+
+    where = f"--data {config.data}" + (f" --data-dir {config.data_dir}" if config.data_dir else "")
+    if config.data_dir and not Path(config.data_dir).is_dir():
+        raise UserError(f"--data-dir {config.data_dir}: no such folder")
+    try:
+        builder = tfds.builder(name, data_dir=config.data_dir or None)
+    except (tfds.core.DatasetNotFoundError, ValueError, AssertionError) as error:
+        close = difflib.get_close_matches(name.partition(":")[0], tfds.list_builders(), n=1)
+        hint = f"; did you mean tfds:{close[0]}?" if close else ""
+        raise UserError(f"{where}: no such data set{hint} ({str(error).splitlines()[0]})") from None
+    if not builder.is_prepared():
+        try:
+            builder.download_and_prepare()
+        except Exception as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{where}: the data set is not prepared there and could not be downloaded: {reason}") from None
+    return builder
+
+
+def _tfds_frame(builder: Any, part: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Scalar features of one part, read in one batch; class labels become their names."""
+    import numpy as np
+    import pandas as pd
+
+    features = builder.info.features
+    names = [name for name in columns or features if name in features and features[name].shape == ()]
+    batch = next(iter(builder.as_dataset(split=part, shuffle_files=False).batch(builder.info.splits[part].num_examples)))
+    frame = {}
+    for name in names:
+        values = batch[name].numpy()
+        if hasattr(features[name], "names") and features[name].names:
+            frame[name] = np.array(features[name].names, object)[values]
+        else:
+            frame[name] = [value.decode("utf-8", "replace") for value in values] if values.dtype == object else values
+    return pd.DataFrame(frame)
+
+
+def _require(frame: pd.DataFrame, required: Sequence[str], source: str) -> None:
+    missing = [name for name in required if name not in frame]
+    if missing:
+        raise UserError(f"{source} has no column {missing[0]!r}: its columns are {', '.join(map(str, frame.columns))}")

@@ -1,0 +1,90 @@
+"""Asks saved models in a fresh process, which uses the code that was saved with them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from loom.app import Answer
+from loom.errors import UserError
+
+TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 3e-2, "mixed_float16": 5e-3}
+"""Largest difference between numbers computed by two processes, relative to the larger of 1 and the number."""
+
+
+class FreshProcess:
+    """A scoring process; it imports TensorFlow and MLflow while the model is still being trained."""
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()  # outside the repository: nothing is found by accident
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._errors = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", str(Path(__file__).with_name("scorer.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=self._folder.name,
+            env=environment | {"CUDA_VISIBLE_DEVICES": "-1"},
+            text=True,
+            start_new_session=True,  # Ctrl-C is the parent's to handle
+        )
+
+    def predict(self, model: Path, rows: list[dict[str, Any]]) -> list[Answer]:
+        """Answers of a saved model to raw examples.
+
+        Raises:
+            UserError: The model refused the examples.
+            RuntimeError: The process died, or used other code than the model's own.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"model": str(model), "rows": rows}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died while starting: what it printed is raised below
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"the scoring process died:\n{self._error_text()}")
+        reply = json.loads(line)
+        if "error" in reply:
+            raise UserError(f"{model}: {reply['error']}")
+        if not Path(reply["code"]).is_relative_to(model.resolve()):
+            raise RuntimeError(f"the model was answered for by {reply['code']}, not by the code saved with it")
+        return list(reply["answers"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.communicate()
+        self._errors.close()
+        self._folder.cleanup()
+
+    def _error_text(self) -> str:
+        self._errors.seek(0)
+        return self._errors.read().decode(errors="replace")
+
+
+def largest_difference(expected: Any, found: Any) -> float:
+    """Largest relative difference between two answers of the same shape; infinite where they differ otherwise.
+
+    Labels of answers whose numbers agree may differ at a tie, so strings count only where there is no number beside.
+    """
+    if isinstance(expected, dict) and isinstance(found, dict):
+        if expected.keys() != found.keys():
+            return float("inf")
+        numbers = [key for key, value in expected.items() if not isinstance(value, str)]
+        return max(largest_difference(expected[key], found[key]) for key in numbers or expected)
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple):
+        if len(expected) != len(found):
+            return float("inf")
+        return max(map(largest_difference, expected, found), default=0.0)
+    if isinstance(expected, bool | str) or expected is None or isinstance(found, str) or found is None:
+        return 0.0 if expected == found else float("inf")
+    return abs(float(expected) - float(found)) / max(1.0, abs(float(expected)))

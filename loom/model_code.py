@@ -1,0 +1,24 @@
+"""The MLflow model of every application. MLflow copies this file into the model and runs it there: no pickle."""
+
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pandas as pd
+
+
+class ApplicationModel(mlflow.pyfunc.PythonModel):
+    """Raw examples in, answers out, by the code saved beside it."""
+
+    def load_context(self, context: Any) -> None:
+        """Load the model; `loom` here is the one among the model's own code."""
+        from loom.trained import Trained
+
+        self.trained = Trained.open(Path(context.artifacts["trained"]))
+
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
+        """One row of answers for each row of raw columns."""
+        return pd.DataFrame(self.trained.predict(model_input))
+
+
+mlflow.models.set_model(ApplicationModel())

@@ -1,0 +1,208 @@
+"""Figures and tables that several applications share, and the summary on the screen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from loom.app import Metrics
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from loom.run import Run
+    from loom.tracking import Tracker
+
+MAX_CLASSES_WITH_NUMBERS = 20
+"""Above this, the cells of a confusion matrix are too small to write in."""
+
+
+def draw(run: Run) -> None:
+    """Draw what every run has (learning curves, advice), then what its application adds."""
+    if run.history:
+        run.figure("learning_curves", learning_curves(run.history))
+    run.table("advice", advice(run.history))
+    run.app.report(run)
+
+
+def new_figure(columns: int = 1, width: float = 6.0, height: float = 4.0) -> tuple[Figure, list[Axes]]:
+    """A figure with axes side by side; made without pyplot, which keeps global state and opens windows."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width * columns, height), layout="constrained")
+    axes = figure.subplots(1, columns, squeeze=False)[0]
+    for axis in axes:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, list(axes)
+
+
+def learning_curves(history: Sequence[Metrics]) -> Figure:
+    """Loss and every other metric against the epoch, training beside validation."""
+    names = [name.removeprefix("train_") for name in history[0] if name.startswith("train_")]
+    figure, axes = new_figure(len(names), 4.5, 3.4)
+    epochs = range(1, len(history) + 1)
+    for axis, name in zip(axes, names, strict=True):
+        for part, style in (("train", "--"), ("val", "-")):
+            values = [metrics.get(f"{part}_{name}", np.nan) for metrics in history]
+            axis.plot(epochs, values, style, marker="o", markersize=3, label={"val": "validation"}.get(part, part))
+        axis.set(xlabel="epoch", title=name)
+        axis.xaxis.get_major_locator().set_params(integer=True)
+    axes[0].legend(frameon=False)
+    return figure
+
+
+def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> Figure:
+    """Counts of predicted classes (columns) for each true class (rows), coloured by their share of the row."""
+    from sklearn.metrics import confusion_matrix as count_confusions
+
+    counts = count_confusions(truth, predicted, labels=range(len(classes)))
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    size = max(4.0, 0.6 * len(classes) + 2)
+    figure, (axis,) = new_figure(1, size + 0.8, size)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, label="share of the true class", shrink=0.8)
+    axis.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) > 4 else 0, ha="center")
+    axis.set_yticks(range(len(classes)), classes)
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(classes) <= MAX_CLASSES_WITH_NUMBERS:
+        for row, column in np.ndindex(counts.shape):
+            color = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", color=color)
+    return figure
+
+
+def predicted_against_true(truth: np.ndarray, predicted: np.ndarray, name: str) -> Figure:
+    """Scatter of predictions over true values, with the line where they agree."""
+    figure, (axis,) = new_figure(1, 5, 4.6)
+    axis.plot(truth, predicted, ".", alpha=min(1.0, 300 / max(len(truth), 1)), markeredgewidth=0)
+    ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
+    axis.plot(ends, ends, color="black", linewidth=0.8)
+    axis.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
+    return figure
+
+
+def horizontal_bars(labels: Sequence[str], values: Sequence[float], errors: Sequence[float] | None, title: str) -> Figure:
+    """Named numbers, the largest on top, with error bars where given."""
+    order = np.argsort(values)
+    figure, (axis,) = new_figure(1, 6, 0.32 * len(labels) + 1.2)
+    axis.barh(
+        [labels[index] for index in order],
+        np.asarray(values)[order],
+        xerr=None if errors is None else np.asarray(errors)[order],
+        color="#4477aa",
+    )
+    axis.axvline(0, color="black", linewidth=0.8)
+    axis.set_title(title)
+    return figure
+
+
+def colored_words(rows: Sequence[tuple[str, Sequence[str], Sequence[float]]], title: str) -> Figure:
+    """Lines of words, each on a background from red (lowers the output) to blue (raises it).
+
+    Args:
+        rows: For each text a heading, its words, and one contribution per word.
+        title: Title of the figure.
+    """
+    width, line_length = 9.0, 95
+    lines = [_wrap(words, values, line_length) for _, words, values in rows]
+    height = 0.26 * sum(len(wrapped) + 2 for wrapped in lines) + 0.6
+    figure, (axis,) = new_figure(1, width, height)
+    axis.set_axis_off()
+    axis.set(xlim=(0, line_length), ylim=(sum(len(wrapped) + 2 for wrapped in lines), 0))
+    axis.set_title(title, loc="left")
+    y = 1
+    for (heading, _, values), wrapped in zip(rows, lines, strict=True):
+        axis.text(0, y, heading, fontsize=8, weight="bold", va="center")
+        limit = max(np.abs(values).max(initial=0.0), 1e-9)
+        y = _draw_lines(axis, wrapped, y + 1, limit) + 1
+    return figure
+
+
+def _wrap(words: Sequence[str], values: Sequence[float], length: int) -> list[list[tuple[str, float]]]:
+    lines: list[list[tuple[str, float]]] = [[]]
+    used = 0
+    for word, value in zip(words, values, strict=True):
+        if used + len(word) > length and lines[-1]:
+            lines.append([])
+            used = 0
+        lines[-1].append((word, value))
+        used += len(word) + 1
+    return lines
+
+
+def _draw_lines(axis: Axes, lines: list[list[tuple[str, float]]], y: int, limit: float) -> int:
+    from matplotlib import colormaps
+
+    for line in lines:
+        x = 0
+        for word, value in line:
+            color = colormaps["RdBu"](0.5 + 0.4 * value / limit)
+            axis.text(
+                x,
+                y,
+                word,
+                fontsize=8,
+                family="DejaVu Sans Mono",
+                va="center",
+                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
+            )
+            x += len(word) + 1
+        y += 1
+    return y
+
+
+def advice(history: Sequence[Metrics]) -> list[str]:
+    """What the learning curves say, with the usual remedies; empty where nothing stands out."""
+    if len(history) < 3:
+        return []
+    train = [metrics["train_loss"] for metrics in history]
+    validation = [metrics["val_loss"] for metrics in history]
+    best = int(np.argmin(validation))
+    found = []
+    if len(validation) - best > 2 and validation[-1] > 1.1 * validation[best] and train[-1] < train[best]:
+        found.append(
+            f"overfitting: the validation loss was best in epoch {best + 1} and rises since, while the training loss "
+            "falls; try --patience 2, more dropout, --regularization l2, or more data"
+        )
+    if train[-1] > 0.98 * train[0]:
+        found.append(
+            "no learning: the training loss hardly fell; try another --learning-rate (ten times larger or smaller), "
+            "scaled inputs, or another --optimizer"
+        )
+    if best == len(validation) - 1 and validation[-1] < 0.97 * validation[-2]:
+        found.append("not finished: the validation loss still falls; try more --epochs")
+    return found
+
+
+def show(console: Console, run: Run, baselines: Mapping[str, Metrics], tracker: Tracker, seconds: float) -> None:
+    """Print the model's test metrics beside the baselines', advice, and what to do next."""
+    names = list(dict.fromkeys([*run.test_metrics, *(name for values in baselines.values() for name in values)]))
+    table = Table(title=f"{run.app.name}: {len(run.data.test):,} test examples", title_justify="left")
+    table.add_column("")
+    for name in names:
+        table.add_column(name, justify="right")
+    for label, values in {"this model": run.test_metrics, **baselines}.items():
+        table.add_row(label, *(f"{values[name]:.4f}" if name in values else "" for name in names))
+    console.print(table)
+    for sentence in advice(run.history):
+        console.print(f"advice: {sentence}", highlight=False, soft_wrap=True)
+    console.print(f"done in {seconds:.1f} s; the saved model was loaded in a fresh process and gave the same answers")
+    run_id = tracker.run_id
+    for command, meaning in (
+        (f"loom predict {run_id} {_example(run)}", "answers for raw input"),
+        (f"loom serve {run_id}", "an HTTP server"),
+        ("loom ui", "runs, charts and figures in the browser"),
+    ):
+        console.print(f"  {command:<70} {meaning}", highlight=False, soft_wrap=True)
+
+
+def _example(run: Run) -> str:
+    columns = [column.name for column in run.data.spec.inputs]
+    return '"some text"' if len(columns) == 1 else "rows.csv"
+
+

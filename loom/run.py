@@ -1,0 +1,83 @@
+"""What an application's own functions see of the run they are part of."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loom.app import App, Metrics
+from loom.config import TrainingConfig
+from loom.data.pipeline import Batches, Data, Split, bucket_lengths
+from loom.trained import Trained
+
+if TYPE_CHECKING:
+    import keras
+    from matplotlib.figure import Figure
+
+    from loom.runtime import Runtime
+
+
+@dataclass
+class Run:
+    """A run in progress: `fit` functions train `model`, `report` functions draw what came of it."""
+
+    app: App
+    config: TrainingConfig
+    data: Data
+    runtime: Runtime
+    model: keras.Model
+    folder: Path
+    """Where figures and tables wait to be recorded."""
+    callbacks: list[keras.callbacks.Callback] = field(default_factory=list)
+    """What `fit` has to pass to Keras: order of the data, early stopping, progress, tracking, checkpoint."""
+    initial_epoch: int = 0
+    history: list[Metrics] = field(default_factory=list)
+    """Metrics of each epoch."""
+    test_metrics: Metrics = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Choose the lengths that sequences are padded to."""
+        self.buckets = bucket_lengths(self.data.train.lengths, self.config.buckets)
+        self.train_batches = self.batches(self.data.train, shuffle=True)
+
+    def batches(self, split: Split, shuffle: bool = False) -> Batches:
+        """Batches of one part of the data."""
+        seed = self.config.seed if shuffle else None
+        return Batches(split.inputs, split.targets, self.config.batch_size, self.buckets, seed)
+
+    @property
+    def trained(self) -> Trained:
+        """The model as it is now, from raw examples to answers."""
+        return Trained(self.app, self.config, self.data.spec, self.model)
+
+    def test_outputs(self) -> dict[str, np.ndarray]:
+        """The model's outputs for the test examples, in their order; computed once."""
+        if not hasattr(self, "_test_outputs"):
+            self._test_outputs = self.trained.outputs_of(self.data.test.inputs)
+        return self._test_outputs
+
+    def figure(self, name: str, figure: Figure) -> None:
+        """Keep a figure for the run's report."""
+        figure.savefig(self.folder / f"{name}.png", dpi=110)
+
+    def table(self, name: str, value: Any) -> None:
+        """Keep a JSON value for the run's report."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=float)
+        (self.folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def fit(run: Run) -> None:
+    """Train with `keras.Model.fit`: the default of every application."""
+    run.model.fit(
+        run.train_batches.dataset(),
+        validation_data=run.batches(run.data.validation).dataset(),
+        epochs=run.config.epochs,
+        initial_epoch=run.initial_epoch,
+        callbacks=run.callbacks,
+        shuffle=False,  # Batches has shuffled
+        verbose=0,
+    )

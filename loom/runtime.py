@@ -1,0 +1,148 @@
+"""Threads, devices, arithmetic and XLA: set once at the start of a run, from its config."""
+
+from __future__ import annotations
+
+import platform
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loom.config import TrainingConfig
+from loom.errors import UserError
+from loom.lazy import keras, silenced_stderr, tf
+
+if TYPE_CHECKING:
+    from loom.data.spec import Spec
+
+BFLOAT16_CAPABILITY = (8, 0)
+FLOAT16_CAPABILITY = (7, 0)
+"""NVIDIA compute capabilities from which tensor cores take these types."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What the settings `auto` came to on this machine."""
+
+    device: str
+    devices: int
+    threads: int
+    precision: str
+    jit: bool
+    strategy: Any = None
+
+    def scope(self) -> AbstractContextManager[Any]:
+        """Context in which models and optimizers are made."""
+        return self.strategy.scope() if self.strategy else nullcontext()
+
+
+def start(config: TrainingConfig) -> Runtime:
+    """Set up TensorFlow and Keras for a run.
+
+    Raises:
+        UserError: More devices asked for than there are, or TensorFlow is in use already with other settings.
+    """
+    with silenced_stderr():
+        gpus = tf.config.list_physical_devices("GPU")
+    for gpu in gpus:
+        _apply("memory growth", lambda gpu=gpu: tf.config.experimental.set_memory_growth(gpu, True))
+    _apply("--threads", lambda: tf.config.threading.set_intra_op_parallelism_threads(config.cores))
+    _apply("--threads", lambda: tf.config.threading.set_inter_op_parallelism_threads(config.cores))
+    strategy = _strategy(config, gpus) if config.devices > 1 else None
+    if config.deterministic and gpus:
+        tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(config.seed)
+    precision = _precision(config, gpus)
+    keras.config.set_dtype_policy(precision)
+    jit = config.jit == "on" or (config.jit == "auto" and config.devices == 1 and not config.deterministic)
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else platform.machine()
+    return Runtime(name, config.devices, config.cores, precision, jit, strategy)
+
+
+def synchronize_batch_norm(model: keras.Model) -> None:
+    """Let every batch normalization see the whole batch, not one device's part of it."""
+    for layer in model._flatten_layers(include_self=False):
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = True
+
+
+def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """The optimizer that the config names, with its schedule, clipping and weight decay."""
+    kinds = {
+        "sgd": ("SGD", {}),
+        "momentum": ("SGD", {"momentum": 0.9}),
+        "nesterov": ("SGD", {"momentum": 0.9, "nesterov": True}),
+        "adagrad": ("Adagrad", {}),
+        "rmsprop": ("RMSprop", {}),
+        "adam": ("Adam", {}),
+        "adamw": ("AdamW", {}),
+        "lion": ("Lion", {}),
+    }
+    name, options = kinds[config.optimizer]
+    if config.weight_decay:
+        options = {**options, "weight_decay": config.weight_decay}
+    learning_rate = _learning_rate(config, config.epochs * steps_per_epoch)
+    clip = config.clip_norm or None
+    return getattr(keras.optimizers, name)(learning_rate=learning_rate, global_clipnorm=clip, **options)
+
+
+def make_regularizer(config: TrainingConfig) -> keras.regularizers.Regularizer | None:
+    """The penalty that the config names, for the kernels of dense layers."""
+    if config.regularization == "none":
+        return None
+    return {"l1": keras.regularizers.L1, "l2": keras.regularizers.L2}[config.regularization](
+        config.regularization_strength
+    )
+
+
+def compile_model(model: keras.Model, app: Any, config: TrainingConfig, spec: Spec, runtime: Runtime, steps: int) -> None:
+    """Give the model its loss, metrics and optimizer."""
+    model.compile(
+        optimizer=make_optimizer(config, steps),
+        loss=app.resolve("loss", config, spec),
+        metrics=app.resolve("metrics", config, spec),
+        jit_compile=runtime.jit,
+    )
+
+
+def _learning_rate(config: TrainingConfig, steps: int) -> Any:
+    schedules = keras.optimizers.schedules
+    rate = config.learning_rate
+    if config.schedule == "cosine":
+        return schedules.CosineDecay(rate, steps)
+    if config.schedule == "linear":
+        return schedules.PolynomialDecay(rate, steps, end_learning_rate=0.0)
+    if config.schedule == "exponential":
+        return schedules.ExponentialDecay(rate, steps, 0.01)
+    return rate
+
+
+def _apply(what: str, setting: Any) -> None:
+    """TensorFlow refuses to change such a setting once it is in use; the same value again is no change."""
+    try:
+        setting()
+    except RuntimeError:
+        current = tf.config.threading.get_intra_op_parallelism_threads()
+        raise UserError(f"{what}: TensorFlow is already running with {current} threads; start a new process") from None
+
+
+def _strategy(config: TrainingConfig, gpus: list[Any]) -> tf.distribute.Strategy:
+    if gpus:
+        if config.devices > len(gpus):
+            raise UserError(f"--devices {config.devices}: this machine has {len(gpus)} GPUs")
+        return tf.distribute.MirroredStrategy([f"GPU:{index}" for index in range(config.devices)])
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    parts = [tf.config.LogicalDeviceConfiguration()] * config.devices
+    if len(tf.config.get_logical_device_configuration(cpu) or []) != config.devices:
+        _apply("--devices", lambda: tf.config.set_logical_device_configuration(cpu, parts))
+    return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(config.devices)])
+
+
+def _precision(config: TrainingConfig, gpus: list[Any]) -> str:
+    if config.precision != "auto":
+        return config.precision
+    if not gpus:
+        return "float32"
+    capability = tf.config.experimental.get_device_details(gpus[0]).get("compute_capability", (0, 0))
+    if capability >= BFLOAT16_CAPABILITY:
+        return "mixed_bfloat16"
+    return "mixed_float16" if capability >= FLOAT16_CAPABILITY else "float32"

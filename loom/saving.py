@@ -1,0 +1,97 @@
+"""A trained application as an MLflow model: raw input, answers out, its own code and exact requirements."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import tempfile
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+
+from loom.app import AppFile
+from loom.data.spec import Spec
+from loom.lazy import load
+from loom.tracking import Store
+from loom.trained import Trained
+
+MODEL = "model"
+"""Artifact folder of the model."""
+REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "tyro", "rich", "scikit-learn")
+PACKAGES = ("loom", "layers", "apps")
+
+
+def save_model(trained: Trained, file: AppFile, folder: Path) -> None:
+    """Write an MLflow model to `folder`, which must not exist."""
+    mlflow = load("mlflow")
+    with tempfile.TemporaryDirectory() as scratch:
+        code = _collect_code(file, Path(scratch) / "code")
+        files = Path(scratch) / "trained"
+        trained.save(files, file.module)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's advice on type hints, which these models' columns do not fit
+            logging.getLogger("mlflow").setLevel(logging.ERROR)
+            mlflow.pyfunc.save_model(
+                path=str(folder),
+                python_model=str(Path(__file__).with_name("model_code.py")),
+                artifacts={"trained": str(files)},
+                code_paths=[str(path) for path in code],
+                signature=_signature(trained.spec),
+                pip_requirements=[f"{package}=={version(package)}" for package in REQUIRED],
+                metadata={"app": trained.app.name},
+            )
+
+
+def local_model(store: Store, run_id: str) -> Path:
+    """Folder of a run's model on this machine, downloaded if the store is elsewhere.
+
+    Raises:
+        UserError: The run has no model.
+    """
+    from loom.errors import UserError
+
+    mlflow = load("mlflow")
+    run = store.run(run_id)
+    uri = urlparse(f"{run.info.artifact_uri}/{MODEL}")
+    if uri.scheme in ("", "file"):
+        folder = Path(unquote(uri.path))
+    else:
+        try:
+            folder = Path(mlflow.artifacts.download_artifacts(uri.geturl()))
+        except (mlflow.exceptions.MlflowException, OSError):
+            folder = Path(run_id)
+    if not (folder / "MLmodel").exists():
+        raise UserError(f"run {run_id} has no model: it is {run.info.status}; `loom train --resume {run_id}` finishes it")
+    return folder
+
+
+def trained_files(model: Path) -> Path:
+    """Folder of an MLflow model's own files (`Trained.save` wrote them)."""
+    return model / "artifacts" / "trained"
+
+
+def _collect_code(file: AppFile, folder: Path) -> list[Path]:
+    """Copies of the packages a model needs, without caches; an application from elsewhere comes as its one file."""
+    root = Path(__file__).resolve().parent.parent
+    for package in PACKAGES:
+        shutil.copytree(root / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    paths = [folder / package for package in PACKAGES]
+    if not file.inside_package:
+        paths.append(folder / f"{file.module}.py")
+        shutil.copy(file.path, paths[-1])
+    return paths
+
+
+def _signature(spec: Spec) -> Any:
+    """Every raw column by name; all may be missing, as they may be in the data."""
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    single = len(spec.inputs) == 1
+    columns = [
+        ColSpec(DataType.string if column.is_string else DataType.double, column.name, required=single)
+        for column in spec.inputs
+    ]
+    return ModelSignature(inputs=Schema(columns))

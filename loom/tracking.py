@@ -1,0 +1,254 @@
+"""Runs in MLflow: the store, and one run's settings, metrics and artifacts."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+from urllib.parse import unquote, urlparse
+
+from loom.config import TrainingConfig, to_dict
+from loom.errors import UserError
+from loom.lazy import load
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run as MlflowRun
+
+STORE = "mlruns"
+VERSIONED = ("keras", "tensorflow", "mlflow", "numpy", "pandas", "keras-tuner")
+"""Packages whose versions every run records."""
+SYSTEM_METRICS_INTERVAL = 10
+"""Seconds between two samples of processor, memory and GPU use."""
+
+
+class Store:
+    """The tracking store: `mlruns/` in the working directory, or the server that MLFLOW_TRACKING_URI names."""
+
+    def __init__(self) -> None:
+        self.folder = Path(STORE).resolve()
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder}/mlflow.db"
+        self.is_local = "MLFLOW_TRACKING_URI" not in os.environ
+        self._client: MlflowClient | None = None
+
+    def check_writable(self) -> None:
+        """Refuse a local store that cannot be written, before any work is done for it."""
+        database = self.folder / "mlflow.db"
+        if not self.is_local:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{self.folder}: the tracking store cannot be made: {error.strerror}") from None
+        for path in (self.folder, database):
+            if path.exists() and not _writable(path):
+                raise UserError(f"{path}: the tracking store cannot be written; check its permissions")
+
+    def client(self) -> MlflowClient:
+        """Client of this store; the first use makes the database."""
+        if self._client is None:
+            mlflow = load("mlflow")
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            mlflow.set_tracking_uri(self.uri)
+            self._client = mlflow.MlflowClient()
+        return self._client
+
+    def experiment(self, name: str) -> str:
+        """Id of an application's experiment, made when it is not there."""
+        client = self.client()
+        found = client.get_experiment_by_name(name)
+        if found is not None:
+            return found.experiment_id
+        location = (self.folder / "artifacts" / name).as_uri() if self.is_local else None
+        return client.create_experiment(name, artifact_location=location)
+
+    def run(self, run_id: str) -> MlflowRun:
+        """Run of that id, or of a name or an unambiguous beginning of an id.
+
+        Raises:
+            UserError: No such run in this store.
+        """
+        if self.is_local and not (self.folder / "mlflow.db").exists():
+            raise UserError(f"unknown run {run_id}: there is no tracking store at {self.folder} yet")
+        mlflow = load("mlflow")
+        try:
+            return self.client().get_run(run_id)
+        except mlflow.exceptions.MlflowException:
+            raise UserError(f"unknown run {run_id} in {self.uri}: `loom ui` shows the runs there are") from None
+
+
+class Tracker:
+    """One run that is being recorded."""
+
+    def __init__(self, store: Store, run: MlflowRun) -> None:
+        self.store = store
+        self.client = store.client()
+        self.run_id = run.info.run_id
+        self.run_name = run.info.run_name
+        self.experiment_id = run.info.experiment_id
+        self.artifact_uri = run.info.artifact_uri
+        self._lock = _lock(store, self.run_id)
+        self._system_metrics: Any = None
+
+    @classmethod
+    def create(cls, store: Store, app: str, config: TrainingConfig, tags: Mapping[str, str], name: str) -> Tracker:
+        """Start a run: its settings are recorded before anything else happens."""
+        run = store.client().create_run(store.experiment(app), run_name=name, tags=dict(tags))
+        tracker = cls(store, run)
+        tracker.log_json("config.json", to_dict(config))
+        tracker.log_parameters(to_dict(config))
+        return tracker
+
+    @classmethod
+    def reopen(cls, store: Store, run: MlflowRun) -> Tracker:
+        """Go on with a run that was stopped.
+
+        Raises:
+            UserError: The run is finished, or another process is still at it.
+        """
+        if run.info.status == "FINISHED":
+            raise UserError(f"--resume {run.info.run_id}: the run is finished; `--from-run` trains its settings again")
+        tracker = cls(store, run)
+        tracker.client.update_run(tracker.run_id, status="RUNNING")
+        return tracker
+
+    def log_parameters(self, values: Mapping[str, Any]) -> None:
+        """Record settings, once."""
+        from mlflow.entities import Param
+
+        params = [Param(name, str(value)[:6000]) for name, value in values.items()]
+        self.client.log_batch(self.run_id, params=params)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0, timestamp: int | None = None) -> None:
+        """Record numbers in one request; the same step with the same timestamp (in ms) is stored once."""
+        from mlflow.entities import Metric
+
+        moment = now() if timestamp is None else timestamp
+        self.client.log_batch(
+            self.run_id, metrics=[Metric(name, float(value), moment, step) for name, value in metrics.items()]
+        )
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Record tags, replacing those of the same name."""
+        from mlflow.entities import RunTag
+
+        self.client.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+
+    def log_json(self, name: str, value: Any) -> None:
+        """Record an artifact that is one JSON value."""
+        self.client.log_text(self.run_id, json.dumps(value, indent=2, ensure_ascii=False) + "\n", name)
+
+    def log_folder(self, folder: Path, name: str) -> None:
+        """Record the files of a folder as artifacts below `name`."""
+        self.client.log_artifacts(self.run_id, str(folder), name)
+
+    def local_folder(self, name: str) -> Path:
+        """Folder of artifacts on this machine; downloaded if the store keeps them elsewhere."""
+        uri = urlparse(f"{self.artifact_uri}/{name}")
+        if uri.scheme in ("", "file"):
+            return Path(unquote(uri.path))
+        return Path(load("mlflow").artifacts.download_artifacts(uri.geturl()))
+
+    def log_dataset(self, name: str, source: str, fingerprint: str, counts: Mapping[str, int]) -> None:
+        """Record which data the run is about, as an MLflow dataset."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        dataset = Dataset(
+            name=name,
+            digest=fingerprint,
+            source_type="kerasloom",
+            source=json.dumps({"source": source}),
+            profile=json.dumps(dict(counts)),
+        )
+        self.client.log_inputs(self.run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+
+    def start_system_metrics(self) -> None:
+        """Sample the machine's load in the background; runs shorter than one interval get none."""
+        from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+        logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
+        self._system_metrics = SystemMetricsMonitor(self.run_id, sampling_interval=SYSTEM_METRICS_INTERVAL)
+        self._system_metrics.start()
+
+    def finish(self, status: str = "FINISHED", reason: str = "") -> None:
+        """Close the run; `reason` says why it stopped or failed."""
+        if self._system_metrics is not None:
+            self._system_metrics.finish()
+        if reason:
+            self.set_tags({"reason": reason[:5000]})
+        self.client.set_terminated(self.run_id, status)
+        Path(self._lock.name).unlink(missing_ok=True)
+        self._lock.close()
+
+
+def read_json(store: Store, run_id: str, name: str) -> Any:
+    """An artifact of a run that is one JSON value.
+
+    Raises:
+        UserError: The run has no such artifact.
+    """
+    mlflow = load("mlflow")
+    try:
+        store.client()
+        return json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
+    except (mlflow.exceptions.MlflowException, OSError):
+        raise UserError(f"run {run_id} has no {name}: it was stopped before it recorded its settings") from None
+
+
+def run_tags(app: str, kind: str, device: str, threads: int) -> dict[str, str]:
+    """Tags that every run carries."""
+    tags = {"app": app, "kind": kind, "backend": "tensorflow", "device": device, "threads": str(threads)}
+    tags |= {f"version.{package}": version(package) for package in VERSIONED}
+    tags |= {"version.python": platform.python_version()}
+    commit = _git_commit()
+    return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def now() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def _git_commit() -> str:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=5, check=False).stdout.strip()
+    except OSError:
+        return ""
+
+
+def _writable(path: Path) -> bool:
+    if path.is_dir():
+        probe = path / f".writable.{os.getpid()}"
+        try:
+            probe.touch()
+            probe.unlink()
+        except OSError:
+            return False
+        return True
+    try:
+        path.open("ab").close()
+    except OSError:
+        return False
+    return True
+
+
+def _lock(store: Store, run_id: str) -> IO[str]:
+    """A file lock that the operating system gives back whenever and however this process ends."""
+    folder = store.folder / "locks"
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = (folder / run_id).open("w")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(f"run {run_id} is still being trained by another process") from None
+    return handle

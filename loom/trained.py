@@ -1,0 +1,97 @@
+"""A trained application: raw examples in, answers out, from memory or from its saved files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from loom import lazy
+from loom.app import Answer, App, AppFile, load_app
+from loom.config import TrainingConfig, from_dict, to_dict
+from loom.data.encode import Encoder
+from loom.data.pipeline import Batches, Column, bucket_lengths, sequence_lengths
+from loom.data.spec import Spec
+from loom.lazy import keras, load
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CORE, SPEC, CONFIG, APP = "core.keras", "spec.json", "config.json", "app.json"
+"""Files of a saved application."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """An application's model with everything that turns raw examples into its numbers and its numbers into answers."""
+
+    app: App
+    config: TrainingConfig
+    spec: Spec
+    core: keras.Model
+
+    @cached_property
+    def encode(self) -> Encoder:
+        """Tables of raw examples to the numbers that `core` takes."""
+        return Encoder(self.preprocess, self.spec)
+
+    @cached_property
+    def _forward(self) -> Any:
+        """The core as one graph for all shapes: `Model.predict_on_batch` would answer once for each device."""
+        signature = {name: lazy.tf.TensorSpec(tensor.shape, tensor.dtype) for name, tensor in self.core.input.items()}
+        return lazy.tf.function(lambda inputs: self.core(inputs, training=False), input_signature=[signature])
+
+    @cached_property
+    def preprocess(self) -> keras.Model:
+        """Raw columns to the numbers that `core` takes."""
+        return self.app.preprocess(self.config, self.spec)
+
+    def predict(self, frame: pd.DataFrame) -> list[Answer]:
+        """One answer for each raw example."""
+        return list(self.app.predict(self, frame)) if len(frame) else []
+
+    def outputs(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
+        """The core model's outputs for raw examples, by name."""
+        return self.outputs_of(self.encode(frame))
+
+    def outputs_of(self, inputs: Mapping[str, Column]) -> dict[str, np.ndarray]:
+        """The core model's outputs for examples that are numbers already, in their order."""
+        count = len(next(iter(inputs.values())))
+        buckets = bucket_lengths(sequence_lengths(inputs, count), self.config.buckets)
+        batches = Batches(inputs, {}, max(self.config.batch_size, 128), buckets)
+        parts = [self._forward(batch) for batch, _ in batches]
+        order = np.concatenate([rows for rows, _ in batches.plan()])
+        outputs = {}
+        for name in parts[0]:
+            values = np.concatenate([np.asarray(part[name]) for part in parts]).astype(np.float32)
+            outputs[name] = np.empty_like(values)
+            outputs[name][order] = values
+        return outputs
+
+    def save(self, folder: Path, module: str) -> None:
+        """Write the files that `open` reads; `module` is the name the application's code is imported by."""
+        folder.mkdir(parents=True)
+        self.core.save(folder / CORE)
+        (folder / SPEC).write_text(self.spec.to_json(), encoding="utf-8")
+        (folder / CONFIG).write_text(json.dumps(to_dict(self.config)), encoding="utf-8")
+        (folder / APP).write_text(json.dumps({"module": module}), encoding="utf-8")
+
+    @classmethod
+    def open(cls, folder: Path, file: AppFile | None = None) -> Trained:
+        """Load a saved application with the code at hand (`file` where that is not importable by name)."""
+        import importlib
+
+        if file is not None:
+            app = load_app(file)
+        else:
+            app = importlib.import_module(json.loads((folder / APP).read_text(encoding="utf-8"))["module"]).APP
+        config = from_dict(app.config, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
+        spec = Spec.from_json((folder / SPEC).read_text(encoding="utf-8"))
+        load("layers")  # Keras finds registered layers only once they are imported
+        core = keras.saving.load_model(folder / CORE, compile=False)
+        return cls(app, config, spec, core)

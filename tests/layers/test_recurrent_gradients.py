@@ -1,0 +1,144 @@
+"""The closed-form gradients: against finite differences and against automatic differentiation."""
+
+import keras
+import numpy as np
+import pytest
+
+from layers import GRU, LSTM, Bidirectional, Elman, Stacked, recurrent
+from layers.recurrence import differentiable_recurrence
+
+B, T, D, U = 3, 5, 4, 3  # batch, time, features, units
+
+CASES = {
+    "elman": lambda **options: Elman(U, **options),
+    "elman_relu": lambda **options: Elman(U, activation="relu", **options),
+    "lstm": lambda **options: LSTM(U, **options),
+    "lstm_no_bias": lambda **options: LSTM(U, use_bias=False, **options),
+    "gru": lambda **options: GRU(U, **options),
+    "gru_no_bias": lambda **options: GRU(U, use_bias=False, **options),
+    "gru_reset_before": lambda **options: GRU(U, reset_after=False, **options),
+}
+all_cases = pytest.mark.parametrize("case", CASES)
+both_ends = pytest.mark.parametrize("go_backwards", [False, True], ids=["forward", "backward"])
+
+
+@pytest.fixture
+def problem(rng, randomize, monkeypatch):
+    """Makes a float64 layer with a fixed dropout mask, and inputs, upstream gradients and a mask for it."""
+
+    def make(case, return_sequences, go_backwards, dropout=True):
+        layer = CASES[case](
+            dtype="float64", return_state=True, return_sequences=return_sequences, go_backwards=go_backwards
+        )
+        randomize((B, T, D), layer)
+        states = [rng.normal(size=(B, U)) for _ in range(layer.state_count)]
+        if dropout:
+            dropout_mask = keras.ops.convert_to_tensor(rng.choice([0.0, 2.0], size=(B, U)))
+            monkeypatch.setattr(layer, "_dropout_mask", lambda batch_size: dropout_mask)
+        output_shape = (B, T, U) if return_sequences else (B, U)
+        upstream = [rng.normal(size=output_shape), *(rng.normal(size=(B, U)) for _ in states)]
+        return layer, [rng.normal(size=(B, T, D)), *states], upstream, rng.random((B, T)) < 0.7
+
+    return make
+
+
+@all_cases
+@both_ends
+@pytest.mark.parametrize("return_sequences", [True, False], ids=["sequence", "last"])
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "no_dropout"])
+def test_closed_form_equals_automatic_differentiation(
+    problem, run_with_gradients, monkeypatch, case, go_backwards, return_sequences, masked, dropout
+):
+    layer, inputs, upstream, mask = problem(case, return_sequences, go_backwards, dropout)
+    mask = mask if masked else None
+    closed_form = run_with_gradients(layer, inputs, upstream, mask, training=True)
+    monkeypatch.setattr(recurrent, "closed_form_recurrence", differentiable_recurrence)
+    automatic = run_with_gradients(layer, inputs, upstream, mask, training=True)
+    for actual, wanted in zip(closed_form[0] + closed_form[1], automatic[0] + automatic[1], strict=True):
+        np.testing.assert_allclose(actual, wanted, atol=1e-11)
+
+
+@all_cases
+@both_ends
+def test_gradients_equal_finite_differences(rng, problem, run_with_gradients, case, go_backwards):
+    layer, inputs, upstream, mask = problem(case, True, go_backwards)
+    weights = layer.get_weights()
+    _, gradients = run_with_gradients(layer, inputs, upstream, mask, training=True)
+
+    def loss_at(arrays):
+        layer.set_weights(arrays[len(inputs) :])
+        tensors = [keras.ops.convert_to_tensor(array) for array in arrays[: len(inputs)]]
+        outputs = layer(tensors[0], initial_state=tensors[1:], mask=mask, training=True)
+        return sum(float(np.sum(np.asarray(output) * up)) for output, up in zip(outputs, upstream, strict=True))
+
+    step, point = 1e-6, [*inputs, *weights]
+    for index, gradient in enumerate(gradients):
+        direction = rng.normal(size=gradient.shape)
+        moved = [[*point], [*point]]
+        for arrays, sign in zip(moved, (1, -1), strict=True):
+            arrays[index] = point[index] + sign * step * direction
+        slope = (loss_at(moved[0]) - loss_at(moved[1])) / (2 * step)
+        np.testing.assert_allclose(np.sum(gradient * direction), slope, atol=1e-7, rtol=1e-7)
+
+
+@all_cases
+def test_a_step_depends_on_earlier_inputs_only(rng, problem, run_with_gradients, case):
+    layer, inputs, upstream, _ = problem(case, True, False, dropout=False)
+    upstream = [np.zeros_like(each) for each in upstream]
+    upstream[0][:, 2] = rng.normal(size=(B, U))
+    sequence_gradient = run_with_gradients(layer, inputs, upstream, training=True)[1][0]
+    assert not sequence_gradient[:, 3:].any()
+    assert (np.abs(sequence_gradient[:, :3]).sum(axis=(0, 2)) > 0).all()
+
+
+@pytest.mark.tensorflow_only
+@all_cases
+def test_second_derivatives_of_the_closed_form_are_right_too(problem, case):
+    import tensorflow as tf
+
+    layer, (sequence, *states), _, mask = problem(case, True, False, dropout=False)
+    sequence = tf.constant(sequence)
+
+    def gradient_penalty_gradient(training):
+        with tf.GradientTape() as outer:
+            outer.watch(sequence)
+            with tf.GradientTape() as inner:
+                inner.watch(sequence)
+                output, *_ = layer(sequence, initial_state=states, mask=mask, training=training)
+                loss = tf.reduce_sum(output * output)
+            gradient = inner.gradient(loss, sequence)
+            penalty = tf.reduce_sum(gradient * gradient)
+        return outer.gradient(penalty, sequence)
+
+    for mode in (lambda function: function, tf.function):
+        closed_form, automatic = (mode(gradient_penalty_gradient)(training) for training in (True, False))
+        np.testing.assert_allclose(closed_form, automatic, atol=1e-11)
+
+
+@pytest.mark.tensorflow_only
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+def test_plain_graph_and_xla_agree_with_eager_mode(rng, randomize, masked, training):
+    import tensorflow as tf
+
+    options = {"return_sequences": True, "dtype": "float64"}
+    encoder = Bidirectional(LSTM(U, **options))
+    layer = Stacked([Elman(U, **options), encoder, GRU(U, reset_after=False, **options), GRU(U, dtype="float64")])
+    randomize((B, T, D), layer)
+    sequence, mask = tf.constant(rng.normal(size=(B, T, D))), tf.constant(rng.random((B, T)) < 0.7)
+    weights = [variable.value for variable in layer.trainable_weights]
+
+    def run(sequence, mask):
+        with tf.GradientTape() as tape:
+            tape.watch(sequence)
+            output = layer(sequence, mask=mask if masked else None, training=training)
+            loss = tf.reduce_sum(output * output)
+        return [output, *tape.gradient(loss, [sequence, *weights])]
+
+    signature = [tf.TensorSpec([None, None, D], "float64"), tf.TensorSpec([None, None], "bool")]
+    eager = run(sequence, mask)
+    for jit_compile in (False, True):
+        compiled = tf.function(run, input_signature=signature, jit_compile=jit_compile)
+        for actual, wanted in zip(compiled(sequence, mask), eager, strict=True):
+            np.testing.assert_allclose(actual, wanted, atol=1e-11)
