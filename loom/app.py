@@ -35,9 +35,8 @@ Answer = dict[str, Any]
 class App:
     """The functions that make an application; `docs/applications.md` walks through one.
 
-    `loss`, `metrics` and `objective` are what `keras.Model.compile` takes, or functions of `(config, spec)` that return
-    it. `objective` is the validation metric that early stopping and searches look at; it is maximized unless
-    `minimize` says otherwise.
+    `loss`, `metrics` and `loss_weights` are what `keras.Model.compile` takes, by output name, or functions of
+    `(config, spec)` that return it; so is `objective`, the metric that early stopping and searches look at.
     """
 
     name: str
@@ -50,12 +49,13 @@ class App:
     report: Callable[[Run], None]
     predict: Callable[[Trained, pd.DataFrame], Sequence[Answer]]
     loss: Any
-    metrics: Any = ()
+    metrics: Any = None
+    loss_weights: Any = None
     objective: str | Callable[[Any, Spec], str] = "val_loss"
     fit: Callable[[Run], None] | None = None
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
-        """Value of `loss`, `metrics` or `objective` for this config and data."""
+        """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""
         value = getattr(self, what)
         return value(config, spec) if callable(value) else value
 

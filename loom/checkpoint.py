@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from loom.tracking import Tracker
 
 FOLDER, FILE = "checkpoint", "state.npz"
-State = dict[str, np.ndarray]
+State = dict[str, Any]
+"""Arrays by name; right after `capture`, the variables are tensors that share their memory with the model's."""
 
 
 def capture(model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], progress: Mapping[str, Any]) -> State:
-    """Copy weights, optimizer, seed generators, callbacks and `progress` (a JSON value).
+    """Take weights, optimizer, seed generators, callbacks and `progress` (a JSON value).
 
-    Seed generators are among `model.variables` but in none of Keras' own files; without them, dropout masks after a
+    Reading a variable copies nothing: TensorFlow gives the variable new memory when it is next written to. Seed generators are among `model.variables` but in none of Keras' own files; without them, dropout masks after a
     resume would repeat those from the start.
     """
-    state = {f"variable/{index}": np.array(variable) for index, variable in enumerate(_variables(model))}
+    state = {f"variable/{index}": _value(variable) for index, variable in enumerate(_variables(model))}
     scalars = []
     for index, callback in enumerate(callbacks):
         values, arrays = _callback_state(callback)
@@ -67,7 +68,7 @@ def save(state: State, tracker: Tracker) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (FILE + ".partial")
     with partial.open("wb") as file:
-        np.savez(file, **state)  # type: ignore[arg-type]
+        np.savez(file, **{name: np.asarray(value) for name, value in state.items()})  # type: ignore[arg-type]
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / FILE)
@@ -115,6 +116,10 @@ def _local_folder(tracker: Tracker) -> Path:
 
 def _variables(model: keras.Model) -> list[Any]:
     return [*model.variables, *model.optimizer.variables]
+
+
+def _value(variable: Any) -> Any:
+    return variable.value.read_value() if hasattr(variable.value, "read_value") else np.array(variable)
 
 
 def _json(state: State) -> dict[str, Any]:

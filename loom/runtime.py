@@ -100,6 +100,7 @@ def compile_model(model: keras.Model, app: Any, config: TrainingConfig, spec: Sp
         optimizer=make_optimizer(config, steps),
         loss=app.resolve("loss", config, spec),
         metrics=app.resolve("metrics", config, spec),
+        loss_weights=app.resolve("loss_weights", config, spec),
         jit_compile=runtime.jit,
     )
 

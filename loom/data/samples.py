@@ -200,7 +200,25 @@ def _rating(rng: random.Random, score: float) -> int:
 
 
 def reviews(count: int = 3000, seed: int = 0) -> pd.DataFrame:
-    """Reviews of films, books and restaurants, put together from a grammar."""
+    """Reviews of films, books and restaurants in English, put together from a grammar.
+
+    A review has one to eight sentences (5 to 120 words): opinions on aspects of its subject, with adjectives of graded
+    strength, intensifiers, negations ("far from dull", "Nobody could call the plot boring") and contrasts ("although
+    the plot is dull, the acting is superb": the later half counts four times the earlier one), and sentences that have
+    nothing to do with it, some with an opinion's words ("The weather was awful that day").
+
+    How hard it is (3,000 reviews, seed 0, 4-fold cross-validation, checked by `tests/loom/data/test_samples.py`):
+    always the larger class 0.51; logistic regression on single words 0.82, on words and pairs 0.91. No model can expect
+    more than 0.98: 4 % of the ratings are drawn at random, and half of those contradict their text.
+
+    Args:
+        count: Number of reviews, no two alike.
+        seed: Another seed gives other reviews of the same kind.
+
+    Returns:
+        Columns `text` (str), `label` ("negative" or "positive", nearly as many of each) and `rating` (int, 1 worst to
+        10 best; positive from 6 on).
+    """
     import pandas as pd
 
     rng = random.Random(seed)
@@ -259,6 +277,7 @@ class _Person(NamedTuple):
     embarked: str
     relatives: int
     day: int
+    cabin: int
     remarks: tuple[tuple[str, float, float], ...]
 
 
@@ -278,6 +297,7 @@ def _person(rng: random.Random) -> _Person:
         embarked=_weighted(rng, _PORTS),
         relatives=relatives,
         day=rng.randrange(28),
+        cabin=rng.randint(1, 60),
         remarks=tuple(rng.sample(_REMARKS, rng.choice((1, 2, 2, 3)))),
     )
 
@@ -317,7 +337,7 @@ def _record(rng: random.Random, person: _Person) -> dict[str, object]:
     days, deck = _days_to_recover(rng, person), _deck(rng, person)
     lost = {name: rng.random() for name in ("age", "ticket_price", "embarked", "boarding_date")}
     date = (_FIRST_DAY + datetime.timedelta(days=person.day)).isoformat()
-    remark = ", ".join(remark[0] for remark in person.remarks)
+    remark = f"Cabin {person.cabin}: " + ", ".join(remark[0] for remark in person.remarks)
     return {
         "gender": person.gender,
         "cabin_class": person.cabin_class,
@@ -326,7 +346,7 @@ def _record(rng: random.Random, person: _Person) -> dict[str, object]:
         "embarked": None if lost["embarked"] < _PORT_MISSING else person.embarked,
         "relatives": person.relatives,
         "boarding_date": None if lost["boarding_date"] < _DATE_MISSING else date,
-        "remark": remark[0].upper() + remark[1:],
+        "remark": remark,
         "survived": int(survived),
         "days_to_recover": days,
         "deck": deck,
@@ -334,11 +354,33 @@ def _record(rng: random.Random, person: _Person) -> dict[str, object]:
 
 
 def passengers(count: int = 1500, seed: int = 0) -> pd.DataFrame:
-    """Passengers of a ship that sank."""
+    """Passengers of a ship that sank, all invented: a table with columns of every kind and three targets.
+
+    Inputs (a missing value is None in a column of strings, NaN in a column of numbers):
+        gender: "female" or "male".
+        cabin_class: "first", "second" or "third".
+        age: Years, 1 to 80; about 15 % missing, more in third class.
+        ticket_price: In shillings; a few high, 2 % missing.
+        embarked: "Aberwick", "Norhaven" or "Port Salt"; 1.5 % missing. Has no effect.
+        relatives: Relatives on board, 0 to 7.
+        boarding_date: ISO date in March 1907; 4 % missing.
+        remark: The purser's notes, a cabin number and one to three phrases; 6 of the 14 phrases matter for survival.
+
+    Targets, and how hard they are (1,500 passengers, seed 0, 4-fold cross-validation, every input used, checked by
+    `tests/loom/data/test_samples.py`):
+        survived: 1 or 0, a third survive. Class, gender, age and relatives act together: logistic regression 0.80,
+            gradient boosting 0.84; knowing every cause, 0.87.
+        days_to_recover: Days in bed the ship's doctor would prescribe after a fall into the sea, whether the passenger
+            survived or not. R²: ridge regression 0.51, gradient boosting 0.72.
+        deck: "upper", "middle" or "lower". Logistic regression 0.79, gradient boosting 0.80.
+
+    Args:
+        count: Number of passengers.
+        seed: Another seed gives other passengers of the same kind.
+    """
     import pandas as pd
 
     rng = random.Random(seed)
-    records = [_record(rng, _person(rng)) for _ in range(count)]
-    frame = pd.DataFrame(records, dtype=object)
+    frame = pd.DataFrame([_record(rng, _person(rng)) for _ in range(count)], dtype=object)
     numbers = dict.fromkeys(("age", "ticket_price", "days_to_recover"), float)
     return frame.astype(numbers | dict.fromkeys(("relatives", "survived"), int))

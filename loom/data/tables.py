@@ -123,35 +123,23 @@ def read_text_folder(folder: Path) -> Table:
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(
-            f"{folder}: there is no such folder; give a folder with one sub-folder of *.txt files per class"
-        )
-    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
-    classes = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
-    if len(classes) < 2:
-        raise UserError(f"{folder}: has {len(classes)} class folders; at least 2 are needed, each with *.txt files")
-    texts: list[str] = []
-    labels: list[str] = []
-    origins: list[str] = []
-    bad = [Bad(_inside(folder, entry), why) for entry in entries if (why := _misplaced(entry))]
+        raise UserError(f"{folder}: there is no such folder; give one with a sub-folder of *.txt files per class")
+    classes, bad = _class_folders(folder)
+    rows: list[tuple[str, str, str]] = []
     for class_folder in classes:
-        found = 0
-        for file in _text_files(class_folder):
-            found += 1
+        files = _text_files(class_folder)
+        if not files:
+            bad.append(Bad(_inside(folder, class_folder), "this class folder holds no *.txt file"))
+        for file in files:
             text, why = _text_of(file)
             if why:
                 bad.append(Bad(_inside(folder, file), why))
             else:
-                texts.append(text)
-                labels.append(class_folder.name)
-                origins.append(file.relative_to(folder).as_posix())
-        if not found:
-            bad.append(Bad(_inside(folder, class_folder), "this class folder holds no *.txt file"))
-    if len(with_text := set(labels)) < 2:
-        reasons = f" ({bad[0].where}: {bad[0].why})" if bad else ""
-        raise UserError(
-            f"{folder}: {len(with_text)} class folders hold readable *.txt files; at least 2 are needed{reasons}"
-        )
+                rows.append((text, class_folder.name, file.relative_to(folder).as_posix()))
+    texts, labels, origins = ([row[column] for row in rows] for column in range(3))
+    if (readable := len(set(labels))) < 2:
+        hint = f" ({bad[0].where}: {bad[0].why})" if bad else ""
+        raise UserError(f"{folder}: class folders with readable *.txt files: {readable}, at least 2 are needed{hint}")
     return Table(_frame(["text", "label"], [texts, labels], frozenset()), bad, folder, origins)
 
 
@@ -387,6 +375,15 @@ def _name(path: Path) -> Path:
 
 def _is_text_file(path: Path) -> bool:
     return path.suffix.lower() == ".txt"
+
+
+def _class_folders(folder: Path) -> tuple[list[Path], list[Bad]]:
+    """The class folders, sorted, and what lies beside them and should not."""
+    entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
+    classes = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
+    if len(classes) < 2:
+        raise UserError(f"{folder}: class folders: {len(classes)}, at least 2 are needed, each with *.txt files")
+    return classes, [Bad(_inside(folder, entry), why) for entry in entries if (why := _misplaced(entry))]
 
 
 def _misplaced(entry: Path) -> str:
