@@ -91,7 +91,7 @@ class Config(TrainingConfig):
 def load(config: Config) -> Data:
     """Texts and their classes or ratings, and the vocabulary of the training texts."""
     required = [config.text_column, config.label]
-    examples = read_examples(config, samples.reviews, required, required)
+    examples = read_examples(config, samples.reviews, required, required, missing=frozenset({""}))
     rows = [_tidy(part, config) for part in (examples.train, examples.test) if part is not None]
     target = _target(rows[0], config)
     examples = type(examples)(rows[0], rows[1] if len(rows) > 1 else None, examples.source, examples.bad)
@@ -119,7 +119,8 @@ def _target(frame: pd.DataFrame, config: Config) -> Field:
         if ratings.isna().any():
             example = frame[SENTIMENT][ratings.isna()].iloc[0]
             raise UserError(f"--target rating: column {config.label!r} holds {example!r}, which is no number")
-        return Field(SENTIMENT, "number", statistics={"mean": float(ratings.mean()), "scale": float(ratings.std()) or 1.0})
+        statistics = {"mean": float(ratings.mean()), "scale": float(ratings.std()) or 1.0}
+        return Field(SENTIMENT, "number", statistics=statistics)
     classes = tuple(sorted(map(str, frame[SENTIMENT].unique())))
     if len(classes) < 2:
         raise UserError(f"{flag('label_column')} {config.label}: all examples are of one class, {classes[0]!r}")
@@ -263,7 +264,7 @@ def explain(trained: Trained, texts: Sequence[str]) -> list[tuple[str, list[str]
     """What each word contributes: how far the prediction falls when the word is replaced by the unknown word.
 
     Returns:
-        For each text its answer, its words, and their contributions (to the probability of the label, or to the rating).
+        For each text its answer, its words, and their contributions to the label's probability or the rating.
     """
     import pandas as pd
 
@@ -279,12 +280,18 @@ def explain(trained: Trained, texts: Sequence[str]) -> list[tuple[str, list[str]
         column = _answered_column(trained.spec.target(SENTIMENT), answer)
         sign = -1 if column < 0 else 1
         contributions = sign * (outputs[-1, max(column, 0)] - outputs[:-1, max(column, 0)])
-        rows.append(("  ".join(f"{value:.3g}" if isinstance(value, float) else value for value in answer.values()), words, contributions))
+        rows.append(
+            (
+                "  ".join(f"{value:.3g}" if isinstance(value, float) else value for value in answer.values()),
+                words,
+                contributions,
+            )
+        )
     return rows
 
 
 def _answered_column(target: Field, answer: Answer) -> int:
-    """Output column that the answer is about; -1 for the first of two classes, whose probability is one minus the output."""
+    """Output column that the answer is about; -1 for the first of two classes: one minus the output."""
     if target.kind == "number":
         return 0
     index = target.vocabulary.index(answer["label"])

@@ -1,10 +1,10 @@
 """The recurrence over time that all recurrent layers share.
 
-`differentiable_recurrence` leaves the gradient to the backend. `closed_form_recurrence` computes the same values and carries
-its own gradient, backpropagation through time (Werbos, 1990, "Backpropagation through time: what it does and how to do
-it"): the forward loop saves what the derivatives need, a second loop runs from the last step to the first, and the gradients of
-the weights are matrix products over all `time * batch` rows after that loop instead of one small product in every step. The
-closed form consists of differentiable operations itself, so second derivatives are right as well.
+`differentiable_recurrence` leaves the gradient to the backend. `closed_form_recurrence` computes the same values and
+carries its own gradient, backpropagation through time (Werbos, 1990, "Backpropagation through time: what it does and
+how to do it"): the forward loop saves what the derivatives need, a second loop runs from the last step to the first,
+and the gradients of the weights are matrix products over all `time * batch` rows after that loop instead of one small
+product in every step. It consists of differentiable operations itself, so second derivatives are right as well.
 
 All tensors here are time-major. A step that the mask leaves out hands the state on unchanged and puts out zero.
 """
@@ -25,11 +25,11 @@ class Cell(Protocol):
 
     Attributes:
         units: Width U of every state.
-        saved_widths: Widths, in units, of the tensors that `step` saves for `step_gradient` and `weight_gradients`.
+        saved_count: How many `(batch, units)` tensors `step` saves for `step_gradient` and `weight_gradients`.
     """
 
     units: int
-    saved_widths: tuple[int, ...]
+    saved_count: int
 
     def step(
         self, states: Tensors, projected: Tensor, weights: Tensors, dropout_mask: Tensor | None
@@ -110,7 +110,7 @@ def _forward(cell: Cell, start: Recurrence, return_sequences: bool, reverse: boo
         new_states = _where_valid(slices[1:], new_states, states)
         return new_states, (*(new_states[:1] if return_sequences else ()), *saved)
 
-    widths = [cell.units * width for width in ((1,) if return_sequences else ()) + cell.saved_widths]
+    widths = [cell.units] * (cell.saved_count + return_sequences)
     final_states, stacked = scan(step, start.initial_states, (start.projected, *_as_tuple(start.mask)), widths, reverse)
     if not return_sequences:
         return (), stacked, final_states
@@ -125,10 +125,10 @@ def _backward(
     output_gradient = tuple(_zero_invalid(start.mask, gradient) for gradient in output_gradient)
 
     def step(gradients: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
-        valid, outputs, saved = slices[: len(mask)], slices[len(mask) : -len(cell.saved_widths)], _saved(cell, slices)
+        valid, outputs = slices[: len(mask)], slices[len(mask) : -cell.saved_count]
         gradients = (gradients[0] + outputs[0], *gradients[1:]) if outputs else gradients
         projected_gradient, previous_gradients = cell.step_gradient(
-            gradients, saved, transposed_kernel, start.dropout_mask
+            gradients, slices[-cell.saved_count :], transposed_kernel, start.dropout_mask
         )
         if valid:
             projected_gradient = ops.where(valid[0], projected_gradient, ops.zeros_like(projected_gradient))
@@ -143,10 +143,6 @@ def _backward(
     )
     weight_gradients = cell.weight_gradients(projected_gradient, saved, start.dropout_mask)
     return (projected_gradient, *weight_gradients, *initial_gradients)
-
-
-def _saved(cell: Cell, slices: Tensors) -> Tensors:
-    return slices[-len(cell.saved_widths) :]
 
 
 def _split_upstream(upstream: Sequence[Any], return_sequences: bool) -> tuple[Tensors, Tensors]:

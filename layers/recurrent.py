@@ -1,8 +1,8 @@
 """Recurrent layers: Elman, LSTM and GRU networks, bidirectional and stacked.
 
-All of them read `(batch, time, features)`, understand masks, and keep their weights in the shapes and gate order of the Keras
-layers of the same kind, so `get_weights` and `set_weights` exchange weights with those. The input products of all time steps
-are one matrix product before the time loop, and in training the gradients are computed in closed form (see
+All of them read `(batch, time, features)`, understand masks, and keep their weights in the shapes and gate order of the
+Keras layers of the same kind, so `get_weights` and `set_weights` exchange weights with those. The input products of all
+time steps are one matrix product before the time loop, and in training the gradients are computed in closed form (see
 `layers.recurrence`).
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from layers.kernels import tanh
 from layers.recurrence import Recurrence, Tensor, Tensors, closed_form_recurrence, differentiable_recurrence
 
 Shape = tuple[int | None, ...]
@@ -20,9 +21,9 @@ Shape = tuple[int | None, ...]
 class Recurrent(keras.layers.Layer):
     """Base of the recurrent layers: weights, masks, states and dropout. Subclasses add one step and its derivative.
 
-    A masked step hands the state on unchanged and puts out zero, and whatever its input holds, NaN included, reaches neither
-    values nor gradients. Without `return_sequences` the output is the hidden state after the last valid step (the
-    initial state, where no step is valid).
+    A masked step hands the state on unchanged and puts out zero, and whatever its input holds, NaN included, reaches
+    neither values nor gradients. Without `return_sequences` the output is the hidden state after the last valid step
+    (the initial state, where no step is valid).
 
     Args:
         units: Width of the hidden state, at least 1.
@@ -34,18 +35,20 @@ class Recurrent(keras.layers.Layer):
         recurrent_regularizer: Regularizer of the weights on the previous hidden state.
         bias_regularizer: Regularizer of the bias.
         recurrent_dropout: Fraction of the previous hidden state dropped in training before its matrix product. One
-            mask per example and unit, the same at all steps (Gal and Ghahramani, 2016, "A theoretically grounded application
-            of dropout in recurrent neural networks"); what is kept is scaled by `1 / (1 - recurrent_dropout)`.
+            mask per example and unit, the same at all steps (Gal and Ghahramani, 2016, "A theoretically grounded
+            application of dropout in recurrent neural networks"); what is kept is scaled by
+            `1 / (1 - recurrent_dropout)`.
         return_sequences: Whether to return the hidden state of every step instead of the last one.
         return_state: Whether to return the final states after the output.
-        go_backwards: Whether to read the sequence from its end. The returned sequence is in reading order: last step first.
+        go_backwards: Whether to read the sequence from its end. The returned sequence is in reading order: last step
+            first.
         seed: Seed of the dropout masks.
         **kwargs: `name`, `dtype` and `trainable`, as for every Keras layer.
     """
 
     gate_count: int
     state_count: int
-    saved_widths: tuple[int, ...]
+    saved_count: int
 
     def __init__(
         self,
@@ -126,8 +129,8 @@ class Recurrent(keras.layers.Layer):
             initial_state: The states before the first step, each `(batch, units)`; zeros by default.
             mask: `(batch, time)` booleans, true where a step is valid.
             training: Whether to drop out and to use the closed-form gradients.
-            sequence_mask: The same as `mask`: under this name Keras hands over the mask of `sequence` when there is a second
-                input.
+            sequence_mask: The same as `mask`: under this name Keras hands over the mask of `sequence` when there is a
+                second input.
 
         Returns:
             The hidden state, `(batch, units)`, or with `return_sequences` all of them, `(batch, time, units)`; with
@@ -197,7 +200,7 @@ class Recurrent(keras.layers.Layer):
         raise NotImplementedError
 
     def weight_gradients(self, projected_gradient: Tensor, saved: Tensors, dropout_mask: Tensor | None) -> Tensors:
-        """The gradient of the recurrent kernel, see `layers.recurrence.Cell`. What is saved first is the hidden state."""
+        """The gradient of the recurrent kernel, see `layers.recurrence.Cell`. The hidden state is saved first."""
         return (_summed_product(_dropped(saved[0], dropout_mask), projected_gradient),)
 
     def _bias_shape(self) -> tuple[int, ...]:
@@ -207,14 +210,17 @@ class Recurrent(keras.layers.Layer):
         return self.bias_initializer(shape, dtype=dtype)
 
     def _recurrent_weights(self) -> Tensors:
-        # A custom gradient on TensorFlow takes tensors, and converting a variable does not always make one.
-        return (ops.copy(self.recurrent_kernel),)
+        return (self._value(self.recurrent_kernel),)
 
     def _input_bias(self) -> Tensor:
-        return self.bias
+        return self._value(self.bias)
+
+    def _value(self, variable: Any) -> Tensor:
+        # A custom gradient on TensorFlow takes no variables, and a conversion alone may hand the variable back.
+        return ops.cast(ops.copy(variable), self.compute_dtype)
 
     def _project(self, sequence: Tensor) -> Tensor:
-        projected = ops.matmul(sequence, self.kernel)
+        projected = ops.matmul(sequence, self._value(self.kernel))
         return ops.add(projected, self._input_bias()) if self.use_bias else projected
 
     def _initial_states(self, initial_state: Any, batch_size: Any) -> Tensors:
@@ -275,7 +281,7 @@ class Elman(Recurrent):
 
     gate_count = 1
     state_count = 1
-    saved_widths = (1, 1)
+    saved_count = 2
 
     def __init__(self, units: int, activation: str = "tanh", **kwargs: Any):
         super().__init__(units, **kwargs)
@@ -289,7 +295,7 @@ class Elman(Recurrent):
         """One time step."""
         (hidden_state,) = states
         weighted_sum = projected + ops.matmul(_dropped(hidden_state, dropout_mask), weights[0])
-        new_hidden_state = ops.tanh(weighted_sum) if self.activation == "tanh" else ops.relu(weighted_sum)
+        new_hidden_state = tanh(weighted_sum) if self.activation == "tanh" else ops.relu(weighted_sum)
         return (new_hidden_state,), (hidden_state, new_hidden_state)
 
     def step_gradient(
@@ -319,8 +325,8 @@ class LSTM(Recurrent):
         c_t = f_t * c_{t-1} + i_t * g_t
         h_t = o_t * tanh(c_t)
 
-    Source: Hochreiter and Schmidhuber, 1997, "Long short-term memory"; forget gate: Gers, Schmidhuber and Cummins, 2000,
-    "Learning to forget". Weights, packed side by side in the order i, f, c, o as in `keras.layers.LSTM`: kernel
+    Source: Hochreiter and Schmidhuber, 1997, "Long short-term memory"; forget gate: Gers, Schmidhuber and Cummins,
+    2000, "Learning to forget". Weights, packed side by side in the order i, f, c, o as in `keras.layers.LSTM`: kernel
     `(features, 4 * units)`, recurrent kernel `(units, 4 * units)`, bias `(4 * units,)`. Two states, h and c.
 
     Args:
@@ -335,7 +341,8 @@ class LSTM(Recurrent):
         training: Whether recurrent dropout is on.
 
     Output shape:
-        `(batch, units)`, or `(batch, time, units)` with `return_sequences`; with `return_state` a tuple of that, h and c.
+        `(batch, units)`, or `(batch, time, units)` with `return_sequences`; with `return_state` a tuple of that, h and
+        c.
 
     Raises:
         ValueError: If an argument is out of range or a shape does not fit.
@@ -348,7 +355,7 @@ class LSTM(Recurrent):
 
     gate_count = 4
     state_count = 2
-    saved_widths = (1, 1, 4, 1)
+    saved_count = 7
 
     def __init__(self, units: int, unit_forget_bias: bool = True, **kwargs: Any):
         super().__init__(units, **kwargs)
@@ -362,19 +369,18 @@ class LSTM(Recurrent):
         weighted_sums = projected + ops.matmul(_dropped(hidden_state, dropout_mask), weights[0])
         input_sum, forget_sum, candidate_sum, output_sum = ops.split(weighted_sums, 4, axis=-1)
         input_gate, forget_gate, output_gate = map(ops.sigmoid, (input_sum, forget_sum, output_sum))
-        candidate = ops.tanh(candidate_sum)
+        candidate = tanh(candidate_sum)
         new_cell_state = forget_gate * cell_state + input_gate * candidate
-        cell_output = ops.tanh(new_cell_state)
-        gates = ops.concatenate([input_gate, forget_gate, candidate, output_gate], axis=-1)
-        return (output_gate * cell_output, new_cell_state), (hidden_state, cell_state, gates, cell_output)
+        cell_output = tanh(new_cell_state)
+        saved = (hidden_state, cell_state, input_gate, forget_gate, candidate, output_gate, cell_output)
+        return (output_gate * cell_output, new_cell_state), saved
 
     def step_gradient(
         self, state_gradients: Tensors, saved: Tensors, transposed_kernel: Tensor, dropout_mask: Tensor | None
     ) -> tuple[Tensor, Tensors]:
         """The derivative of `step`."""
         hidden_gradient, cell_gradient = state_gradients
-        _, cell_state, gates, cell_output = saved
-        input_gate, forget_gate, candidate, output_gate = ops.split(gates, 4, axis=-1)
+        _, cell_state, input_gate, forget_gate, candidate, output_gate, cell_output = saved
         cell_gradient = cell_gradient + hidden_gradient * output_gate * (1 - cell_output * cell_output)
         sum_gradients = ops.concatenate(
             [
@@ -410,18 +416,19 @@ class GRU(Recurrent):
         g_t = tanh(x_t W_h + b_h + r_t * (h_{t-1} R_h + b'_h))     candidate, reset_after=True
         h_t = z_t * h_{t-1} + (1 - z_t) * g_t
 
-    Here, as in Keras, z is the share of the old state. The other convention in use, h_t = (1 - z_t) * h_{t-1} + z_t * g_t, is the
-    same function with W_z, R_z and b_z negated, because sigmoid(-a) = 1 - sigmoid(a).
+    Here, as in Keras, z is the share of the old state. The other convention in use,
+    h_t = (1 - z_t) * h_{t-1} + z_t * g_t, is the same function with W_z, R_z and b_z negated, because
+    sigmoid(-a) = 1 - sigmoid(a).
 
     Source: Cho et al., 2014, "Learning phrase representations using RNN encoder-decoder for statistical machine
-    translation". Weights, packed side by side in the order z, r, h as in `keras.layers.GRU`: kernel `(features, 3 * units)`,
-    recurrent kernel `(units, 3 * units)`, bias `(3 * units,)` or, with `reset_after`, `(2, 3 * units)`: one row for the
-    input and one for the hidden state. One state, h.
+    translation". Weights, packed side by side in the order z, r, h as in `keras.layers.GRU`: kernel
+    `(features, 3 * units)`, recurrent kernel `(units, 3 * units)`, bias `(3 * units,)` or, with `reset_after`,
+    `(2, 3 * units)`: one row for the input and one for the hidden state. One state, h.
 
     Args:
         units: Width of the hidden state, at least 1.
-        reset_after: Whether the reset gate acts after the matrix product, which needs one product per step instead of two,
-            or before it, as in the paper.
+        reset_after: Whether the reset gate acts after the matrix product, which needs one product per step instead of
+            two, or before it, as in the paper.
         **kwargs: The other arguments of `Recurrent`.
 
     Call arguments:
@@ -448,7 +455,7 @@ class GRU(Recurrent):
     def __init__(self, units: int, reset_after: bool = True, **kwargs: Any):
         super().__init__(units, **kwargs)
         self.reset_after = reset_after
-        self.saved_widths = (1, 3, 1) if reset_after else (1, 3)
+        self.saved_count = 5 if reset_after else 4
 
     def step(
         self, states: Tensors, projected: Tensor, weights: Tensors, dropout_mask: Tensor | None
@@ -464,26 +471,25 @@ class GRU(Recurrent):
         else:
             gate_kernel, candidate_kernel = _split_candidate(weights[0], self.units)
             gate_product = ops.matmul(recurrent_input, gate_kernel)
-        update_and_reset = ops.sigmoid(gate_input + gate_product)
-        update_gate, reset_gate = ops.split(update_and_reset, 2, axis=-1)
+        update_gate, reset_gate = ops.split(ops.sigmoid(gate_input + gate_product), 2, axis=-1)
         if self.reset_after:
-            candidate = ops.tanh(candidate_input + reset_gate * candidate_product)
+            candidate = tanh(candidate_input + reset_gate * candidate_product)
         else:
-            candidate = ops.tanh(candidate_input + ops.matmul(reset_gate * recurrent_input, candidate_kernel))
+            candidate = tanh(candidate_input + ops.matmul(reset_gate * recurrent_input, candidate_kernel))
         new_hidden_state = candidate + update_gate * (hidden_state - candidate)
-        gates = ops.concatenate([update_and_reset, candidate], axis=-1)
-        return (new_hidden_state,), (hidden_state, gates, *((candidate_product,) if self.reset_after else ()))
+        saved = (hidden_state, update_gate, reset_gate, candidate)
+        return (new_hidden_state,), (*saved, candidate_product) if self.reset_after else saved
 
     def step_gradient(
         self, state_gradients: Tensors, saved: Tensors, transposed_kernel: Tensor, dropout_mask: Tensor | None
     ) -> tuple[Tensor, Tensors]:
         """The derivative of `step`."""
-        (hidden_gradient,), hidden_state = state_gradients, saved[0]
-        update_gate, reset_gate, candidate = ops.split(saved[1], 3, axis=-1)
+        (hidden_gradient,) = state_gradients
+        hidden_state, update_gate, reset_gate, candidate = saved[:4]
         update_sum_gradient = hidden_gradient * (hidden_state - candidate) * update_gate * (1 - update_gate)
         candidate_sum_gradient = hidden_gradient * (1 - update_gate) * (1 - candidate * candidate)
         if self.reset_after:
-            reset_gradient = candidate_sum_gradient * saved[2]
+            reset_gradient = candidate_sum_gradient * saved[4]
         else:
             gate_kernel, candidate_kernel = transposed_kernel[: 2 * self.units], transposed_kernel[2 * self.units :]
             reset_input_gradient = ops.matmul(candidate_sum_gradient, candidate_kernel)
@@ -501,8 +507,7 @@ class GRU(Recurrent):
 
     def weight_gradients(self, projected_gradient: Tensor, saved: Tensors, dropout_mask: Tensor | None) -> Tensors:
         """The gradients of the recurrent kernel and, with `reset_after`, of the recurrent bias."""
-        recurrent_input = _dropped(saved[0], dropout_mask)
-        reset_gate = saved[1][..., self.units : 2 * self.units]
+        recurrent_input, reset_gate = _dropped(saved[0], dropout_mask), saved[2]
         gate_gradients, candidate_gradient = _split_candidate(projected_gradient, self.units)
         if not self.reset_after:
             gate_kernel_gradient = _summed_product(recurrent_input, gate_gradients)
@@ -520,12 +525,13 @@ class GRU(Recurrent):
         return (2, 3 * self.units) if self.reset_after else (3 * self.units,)
 
     def _input_bias(self) -> Tensor:
-        return self.bias[0] if self.reset_after else self.bias
+        bias = self._value(self.bias)
+        return bias[0] if self.reset_after else bias
 
     def _recurrent_weights(self) -> Tensors:
         weights = super()._recurrent_weights()
         if self.reset_after and self.use_bias:
-            weights += (self.bias[1],)
+            weights += (self._value(self.bias)[1],)
         return weights
 
     def _recurrent_sum(self, recurrent_input: Tensor, weights: Tensors) -> Tensor:
@@ -538,9 +544,9 @@ class Bidirectional(keras.layers.Layer):
     """Reads a sequence from both ends with two copies of a recurrent layer, and merges what they say of each step.
 
     Source: Schuster and Paliwal, 1997, "Bidirectional recurrent neural networks". The copies have weights of their own:
-    `forward_layer` reads from the start and `backward_layer` from the end; the backward sequence is turned round, so that both
-    outputs of a step stand at that step. Without `return_sequences` the two last outputs are merged. Masks work as in the
-    wrapped layer.
+    `forward_layer` reads from the start and `backward_layer` from the end; the backward sequence is turned round, so
+    that both outputs of a step stand at that step. Without `return_sequences` the two last outputs are merged. Masks
+    work as in the wrapped layer.
 
     Args:
         layer: An `Elman`, `LSTM` or `GRU` without `go_backwards`; the copies have its configuration.
@@ -665,8 +671,8 @@ class Bidirectional(keras.layers.Layer):
 class Stacked(keras.layers.Layer):
     """Recurrent layers on top of each other, each reading the output sequence of the one below.
 
-    Source: Graves, Mohamed and Hinton, 2013, "Speech recognition with deep recurrent neural networks". Masks go through the
-    whole stack.
+    Source: Graves, Mohamed and Hinton, 2013, "Speech recognition with deep recurrent neural networks". Masks go through
+    the whole stack.
 
     Args:
         layers: `Elman`, `LSTM`, `GRU` or `Bidirectional` layers from the bottom to the top. All but the last need
@@ -680,8 +686,8 @@ class Stacked(keras.layers.Layer):
         training: Whether recurrent dropout is on.
 
     Output shape:
-        That of the last layer. With `return_state` a tuple of its output and the final states of all layers, from the bottom
-        to the top, ready to be an `initial_state`.
+        That of the last layer. With `return_state` a tuple of its output and the final states of all layers, from the
+        bottom to the top, ready to be an `initial_state`.
 
     Raises:
         ValueError: If an argument is out of range or a shape does not fit.

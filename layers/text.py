@@ -87,9 +87,9 @@ class BagOfWordPairs(keras.layers.Layer):
 
     y = (Σ_{w ∈ words} E[w] + Σ_{(v, w) ∈ pairs} P[(40503·v + 30011·w) mod M]) / √(number of words)
 
-    Each word and each pair counts once, however often it occurs; the words of the root are all of the text's. Pairs share the
-    rows of P by hashing, so that they need no vocabulary (Weinberger et al. 2009, Feature hashing for large scale multitask
-    learning; Joulin et al. 2017, Bag of tricks for efficient text classification).
+    Each word and each pair counts once, however often it occurs; the words under the root are all of the text's. Pairs
+    share the rows of P by hashing, so that they need no vocabulary (Weinberger et al. 2009, Feature hashing for large
+    scale multitask learning; Joulin et al. 2017, Bag of tricks for efficient text classification).
 
     Args:
         vocabulary_size: Number of word ids; 0 is padding.

@@ -3,11 +3,23 @@
 Importing this package is quick: TensorFlow, Keras and MLflow are imported when they are first used.
 """
 
-from loom.app import App, Metrics, Answer
+from loom.app import Answer, App, Metrics
 from loom.cli import main
 from loom.config import TrainingConfig
 from loom.data.pipeline import Data, Ragged, Split
 from loom.data.spec import Field, Spec
 from loom.errors import UserError
 
-__all__ = ["Answer", "App", "Data", "Field", "Metrics", "Ragged", "Spec", "Split", "TrainingConfig", "UserError", "main"]
+__all__ = [
+    "Answer",
+    "App",
+    "Data",
+    "Field",
+    "Metrics",
+    "Ragged",
+    "Spec",
+    "Split",
+    "TrainingConfig",
+    "UserError",
+    "main",
+]

@@ -95,7 +95,9 @@ def locate_app(name: str) -> AppFile:
         if name not in names:
             close = difflib.get_close_matches(name, names, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(f"unknown application {name!r}{hint}: `loom list` shows {', '.join(names)}; or name a .py file")
+            raise UserError(
+                f"unknown application {name!r}{hint}: `loom list` shows {', '.join(names)}; or name a .py file"
+            )
         return AppFile(applications_folder() / f"{name}.py", f"apps.{name}")
     path = Path(name).resolve()
     if not path.is_file():

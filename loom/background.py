@@ -21,7 +21,7 @@ class Baselines:
     def __init__(self, file: AppFile, config: TrainingConfig, data: Data) -> None:
         context = multiprocessing.get_context("spawn")  # a forked TensorFlow hangs
         self._receiver, sender = context.Pipe(duplex=False)
-        raw = replace(data, **{name: replace(split, inputs={}) for name, split in data.splits.items()})
+        raw = data.map_splits(lambda split: replace(split, inputs={}))
         self._process = context.Process(target=_work, args=(sender, file, config, raw), daemon=True)
         self._process.start()
         sender.close()

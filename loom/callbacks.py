@@ -53,7 +53,9 @@ class Recorder(keras.callbacks.Callback):
             self._run.config.epochs, len(self._run.train_batches), lambda: self._run.train_batches.served
         )
         self._run.history[:] = [record["metrics"] for record in self._records]
-        threading.Thread(target=self._watch_first_step, args=(int(self.model.optimizer.iterations),), daemon=True).start()
+        threading.Thread(
+            target=self._watch_first_step, args=(int(self.model.optimizer.iterations),), daemon=True
+        ).start()
 
     def on_epoch_begin(self, epoch: int, logs: Metrics | None = None) -> None:
         """Order the epoch's examples."""
@@ -129,5 +131,3 @@ def _check_finite(epoch: int, metrics: Metrics) -> None:
             f"the loss became {metrics['train_loss']} in epoch {epoch + 1}: "
             "try a smaller --learning-rate or --clip-norm 1, and look for unscaled numbers in the data"
         )
-
-

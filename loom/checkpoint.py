@@ -7,12 +7,10 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlparse
 
 import numpy as np
 
 from loom.errors import UserError
-from loom.lazy import load
 
 if TYPE_CHECKING:
     import keras
@@ -27,8 +25,9 @@ State = dict[str, Any]
 def capture(model: keras.Model, callbacks: Sequence[keras.callbacks.Callback], progress: Mapping[str, Any]) -> State:
     """Take weights, optimizer, seed generators, callbacks and `progress` (a JSON value).
 
-    Reading a variable copies nothing: TensorFlow gives the variable new memory when it is next written to. Seed generators are among `model.variables` but in none of Keras' own files; without them, dropout masks after a
-    resume would repeat those from the start.
+    Reading a variable copies nothing: TensorFlow gives the variable new memory when it is next written to. Seed
+    generators are among `model.variables` but in none of Keras' own files; without them, dropout masks after a resume
+    would repeat those from the start.
     """
     state = {f"variable/{index}": _value(variable) for index, variable in enumerate(_variables(model))}
     scalars = []
@@ -64,7 +63,7 @@ def progress(state: State) -> dict[str, Any]:
 
 def save(state: State, tracker: Tracker) -> None:
     """Replace the run's checkpoint; a reader finds the old one or the new one, whole."""
-    folder = _local_folder(tracker)
+    folder = _folder(tracker)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / (FILE + ".partial")
     with partial.open("wb") as file:
@@ -72,15 +71,15 @@ def save(state: State, tracker: Tracker) -> None:
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / FILE)
-    if not _is_local(tracker):
+    if tracker.local_artifacts is None:
         tracker.client.log_artifact(tracker.run_id, str(folder / FILE), FOLDER)
 
 
 def read(tracker: Tracker) -> State | None:
     """The run's checkpoint, or None if it stopped before the first."""
-    path = _local_folder(tracker) / FILE
-    if not path.exists() and not _is_local(tracker):
-        path = _download(tracker)
+    path = _folder(tracker) / FILE
+    if not path.exists() and tracker.local_artifacts is None and tracker.has_artifact(f"{FOLDER}/{FILE}"):
+        path = tracker.local_copy(f"{FOLDER}/{FILE}")
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as file:
@@ -89,29 +88,18 @@ def read(tracker: Tracker) -> State | None:
 
 def remove(tracker: Tracker) -> None:
     """Delete the checkpoint of a run that is done."""
-    folder = _local_folder(tracker)
+    folder = _folder(tracker)
     for name in (FILE, FILE + ".partial"):
         (folder / name).unlink(missing_ok=True)
     if folder.exists():
         folder.rmdir()
 
 
-def _download(tracker: Tracker) -> Path:
-    mlflow = load("mlflow")
-    try:
-        return Path(mlflow.artifacts.download_artifacts(f"runs:/{tracker.run_id}/{FOLDER}/{FILE}"))
-    except (mlflow.exceptions.MlflowException, OSError):
-        return Path(FILE)
-
-
-def _is_local(tracker: Tracker) -> bool:
-    return urlparse(tracker.artifact_uri).scheme in ("", "file")
-
-
-def _local_folder(tracker: Tracker) -> Path:
-    if _is_local(tracker):
-        return Path(unquote(urlparse(tracker.artifact_uri).path)) / FOLDER
-    return tracker.store.folder / "checkpoints" / tracker.run_id
+def _folder(tracker: Tracker) -> Path:
+    """Where the checkpoint is written: among the artifacts if they are on this machine, else to be sent there."""
+    return (
+        tracker.local_artifacts / FOLDER if tracker.local_artifacts else tracker.store.folder / FOLDER / tracker.run_id
+    )
 
 
 def _variables(model: keras.Model) -> list[Any]:

@@ -120,7 +120,9 @@ def _config(file: AppFile, options: argparse.Namespace, arguments: list[str]) ->
     config = parse_dataclass(type(base), arguments, base, f"loom train {app.name}", (app.__doc__ or "") and TRAIN_HELP)
     if options.resume and config != base:
         changed = [name for name in dataclasses.asdict(config) if getattr(config, name) != getattr(base, name)]
-        raise UserError(f"--resume goes on with the settings of the run: leave out {', '.join(changed)}, or use --from-run")
+        raise UserError(
+            f"--resume goes on with the settings of the run: leave out {', '.join(changed)}, or use --from-run"
+        )
     return config
 
 
@@ -143,14 +145,15 @@ def parse_dataclass(kind: type[T], arguments: list[str], default: T, program: st
 
 
 def _first_sentences(box: str) -> str:
-    """The message in one of tyro's boxes, and the flag it proposes."""
-    lines = [re.sub(r"[\u2500-\u257f]", "-", line).strip(" -") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).split("\n")]
-    content = [line for line in lines if line]
-    message = content[1] if len(content) > 1 else "the flags cannot be understood"
-    for index, line in enumerate(content):
-        if line.startswith("Perhaps you meant"):
-            message += f" (did you mean {content[index + 1].split()[0]}?)" if index + 1 < len(content) else ""
-    return message.replace("Unrecognized options:", "unknown flag").replace(",", "", 1)
+    """The message in one of tyro's boxes (title, message and proposals, with rules between), on one line."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    rules = re.compile(r"^[^\w\n]*[-\u2500-\u257f]{9,}[^\w\n]*$", re.MULTILINE)
+    parts = [" ".join(part.replace("\u2502", " ").split()) for part in rules.split(plain)]
+    titled = plain.lstrip().startswith("\u256d")  # the title is part of the frame, or else a part of its own
+    message = (parts[0].rpartition("\u256e ")[2] if titled else parts[1]) if len(parts) > 1 else parts[0]
+    proposed = re.search(r"Perhaps you meant:\W*(--[\w-]+)", " ".join(parts))
+    hint = f" (did you mean {proposed[1]}?)" if proposed else ""
+    return message.replace("Unrecognized options:", "unknown flag").rstrip(".") + hint
 
 
 class _Parser(argparse.ArgumentParser):
@@ -170,7 +173,7 @@ def _predict(arguments: list[str]) -> int:
         "inputs",
         nargs="+",
         metavar="INPUT",
-        help="a text; a JSON object with one example's columns; a .csv or .tsv file; or - for one input a line from standard input",
+        help="a text; a JSON object with one example's columns; a .csv or .tsv file; - for one input a line on stdin",
     )
     parser.add_argument("--json", action="store_true", help="print the answers as JSON, one line each")
     options = parser.parse_args(arguments)
@@ -189,7 +192,9 @@ def _export(arguments: list[str]) -> int:
     parser = _Parser("loom export", "Write a trained model for other programs; each file is loaded again and compared.")
     parser.add_argument("run_id", metavar="RUN_ID")
     parser.add_argument("--format", nargs="+", choices=commands.FORMATS, default=["keras"], help="default: keras")
-    parser.add_argument("--output", type=Path, help="folder to write to, which must not exist (default: exports/RUN_ID)")
+    parser.add_argument(
+        "--output", type=Path, help="folder to write to, which must not exist (default: exports/RUN_ID)"
+    )
     options = parser.parse_args(arguments)
     return commands.export(options.run_id, options.format, options.output)
 
@@ -214,4 +219,3 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "export": _export,
     "ui": _ui,
 }
-

@@ -51,9 +51,9 @@ def recorded_config(app: App, run_id: str) -> TrainingConfig:
 
 def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
     """Print one answer a line."""
+    from loom.data.spec import Spec
     from loom.fresh import FreshProcess
     from loom.saving import local_model, trained_files
-    from loom.data.spec import Spec
     from loom.tracking import Store
 
     model = local_model(Store(), run_id)
@@ -87,7 +87,9 @@ def ui(host: str, port: int) -> int:
 
     store = Store()
     if store.is_local and not (store.folder / "mlflow.db").exists():
-        raise UserError(f"there is no tracking store at {store.folder} yet: train something first, or change the folder")
+        raise UserError(
+            f"there is no tracking store at {store.folder} yet: train something first, or change the folder"
+        )
     _check_port(host, port)
     print(f"MLflow UI: http://{host}:{port}", flush=True)
     return _mlflow(["ui", "--backend-store-uri", store.uri, "--host", host, "--port", str(port)])
@@ -116,7 +118,9 @@ def _read_rows(text: str, spec: Spec) -> list[dict[str, Any]]:
         return [_json_row(text, names)]
     if len(names) == 1:
         return [{names[0]: text}]
-    raise UserError(f"{text!r}: this model takes several inputs; name a .csv file, or a JSON object with {', '.join(names)}")
+    raise UserError(
+        f"{text!r}: this model takes several inputs; name a .csv file, or a JSON object with {', '.join(names)}"
+    )
 
 
 def _json_row(text: str, names: list[str]) -> dict[str, Any]:
@@ -132,7 +136,10 @@ def _json_row(text: str, names: list[str]) -> dict[str, Any]:
 
 def _describe(row: dict[str, Any], answer: Answer) -> str:
     values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in answer.values()]
-    pairs = [value if index == 0 else f"{name} {value}" for index, (name, value) in enumerate(zip(answer, values, strict=True))]
+    pairs = [
+        value if index == 0 else f"{name} {value}"
+        for index, (name, value) in enumerate(zip(answer, values, strict=True))
+    ]
     example = " ".join(str(value) for value in row.values() if value is not None)
     return f"{'  '.join(pairs)}  | {example if len(example) <= 80 else example[:77] + '...'}"
 

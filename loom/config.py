@@ -1,4 +1,4 @@
-"""One frozen dataclass per application holds every setting: a flag, part of the run's record, and searchable, all at once."""
+"""One frozen dataclass per application holds every setting: a flag, a part of the run's record, searchable."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class TrainingConfig:
     regularization_strength: float = 0.0001
     """Factor of that penalty."""
     patience: int = 0
-    """Stop after this many epochs without a better objective and keep the best weights (0: train all epochs, keep the last)."""
+    """Stop after this many epochs without a better objective, keep the best (0: all epochs, the last weights)."""
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
     """Arithmetic; `auto` is float32 on a CPU and mixed on a GPU that has the units for it."""
     jit: Literal["auto", "on", "off"] = "auto"

@@ -23,12 +23,12 @@ class FreshProcess:
     def __init__(self) -> None:
         self._folder = tempfile.TemporaryDirectory()  # outside the repository: nothing is found by accident
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-        self._errors = tempfile.TemporaryFile()
+        self._errors = Path(self._folder.name) / "errors"
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(Path(__file__).with_name("scorer.py"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=self._errors.open("wb"),
             cwd=self._folder.name,
             env=environment | {"CUDA_VISIBLE_DEVICES": "-1"},
             text=True,
@@ -63,12 +63,10 @@ class FreshProcess:
         """End the process."""
         self._process.kill()
         self._process.communicate()
-        self._errors.close()
         self._folder.cleanup()
 
     def _error_text(self) -> str:
-        self._errors.seek(0)
-        return self._errors.read().decode(errors="replace")
+        return self._errors.read_text(encoding="utf-8", errors="replace")
 
 
 def largest_difference(expected: Any, found: Any) -> float:

@@ -1,7 +1,7 @@
 """Modules that take seconds to import, imported when their first attribute is used.
 
-`from loom.lazy import keras` costs nothing, so a mistyped flag or a missing file is reported at once, and an application
-file still reads like ordinary Keras code: `keras.Input(...)` inside its functions just works.
+`from loom.lazy import keras` costs nothing, so a mistyped flag or a missing file is reported at once, and an
+application file still reads like ordinary Keras code: `keras.Input(...)` inside its functions just works.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def load(name: str) -> ModuleType:
 
 
 def after_import(name: str, action: Callable[[], object]) -> None:
-    """Do something once a module is there: now, or when it is first used (settings that must come before any other use)."""
+    """Do something as soon as a module is imported: now, or before anything else uses it."""
     if name in sys.modules:
         action()
     else:

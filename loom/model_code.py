@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import mlflow
+import mlflow.models
 import pandas as pd
+from mlflow.pyfunc import PythonModel
 
 
-class ApplicationModel(mlflow.pyfunc.PythonModel):
+class ApplicationModel(PythonModel):
     """Raw examples in, answers out, by the code saved beside it."""
 
     def load_context(self, context: Any) -> None:

@@ -51,7 +51,7 @@ def learning_curves(history: Sequence[Metrics]) -> Figure:
             values = [metrics.get(f"{part}_{name}", np.nan) for metrics in history]
             axis.plot(epochs, values, style, marker="o", markersize=3, label={"val": "validation"}.get(part, part))
         axis.set(xlabel="epoch", title=name)
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.locator_params(axis="x", integer=True)
     axes[0].legend(frameon=False)
     return figure
 
@@ -86,7 +86,9 @@ def predicted_against_true(truth: np.ndarray, predicted: np.ndarray, name: str) 
     return figure
 
 
-def horizontal_bars(labels: Sequence[str], values: Sequence[float], errors: Sequence[float] | None, title: str) -> Figure:
+def horizontal_bars(
+    labels: Sequence[str], values: Sequence[float], errors: Sequence[float] | None, title: str
+) -> Figure:
     """Named numbers, the largest on top, with error bars where given."""
     order = np.argsort(values)
     figure, (axis,) = new_figure(1, 6, 0.32 * len(labels) + 1.2)
@@ -101,7 +103,7 @@ def horizontal_bars(labels: Sequence[str], values: Sequence[float], errors: Sequ
     return figure
 
 
-def colored_words(rows: Sequence[tuple[str, Sequence[str], Sequence[float]]], title: str) -> Figure:
+def colored_words(rows: Sequence[tuple[str, Sequence[str], np.ndarray]], title: str) -> Figure:
     """Lines of words, each on a background from red (lowers the output) to blue (raises it).
 
     Args:
@@ -123,7 +125,7 @@ def colored_words(rows: Sequence[tuple[str, Sequence[str], Sequence[float]]], ti
     return figure
 
 
-def _wrap(words: Sequence[str], values: Sequence[float], length: int) -> list[list[tuple[str, float]]]:
+def _wrap(words: Sequence[str], values: np.ndarray, length: int) -> list[list[tuple[str, float]]]:
     lines: list[list[tuple[str, float]]] = [[]]
     used = 0
     for word, value in zip(words, values, strict=True):
@@ -204,5 +206,3 @@ def show(console: Console, run: Run, baselines: Mapping[str, Metrics], tracker: 
 def _example(run: Run) -> str:
     columns = [column.name for column in run.data.spec.inputs]
     return '"some text"' if len(columns) == 1 else "rows.csv"
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -43,10 +44,9 @@ def start(config: TrainingConfig) -> Runtime:
     """
     with silenced_stderr():
         gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
-        _apply("memory growth", lambda gpu=gpu: tf.config.experimental.set_memory_growth(gpu, True))
-    _apply("--threads", lambda: tf.config.threading.set_intra_op_parallelism_threads(config.cores))
-    _apply("--threads", lambda: tf.config.threading.set_inter_op_parallelism_threads(config.cores))
+        _set_threads(config)
+        for gpu in gpus:
+            tf.config.experimental.set_memory_growth(gpu, True)
     strategy = _strategy(config, gpus) if config.devices > 1 else None
     if config.deterministic and gpus:
         tf.config.experimental.enable_op_determinism()
@@ -94,7 +94,9 @@ def make_regularizer(config: TrainingConfig) -> keras.regularizers.Regularizer |
     )
 
 
-def compile_model(model: keras.Model, app: Any, config: TrainingConfig, spec: Spec, runtime: Runtime, steps: int) -> None:
+def compile_model(
+    model: keras.Model, app: Any, config: TrainingConfig, spec: Spec, runtime: Runtime, steps: int
+) -> None:
     """Give the model its loss, metrics and optimizer."""
     model.compile(
         optimizer=make_optimizer(config, steps),
@@ -117,13 +119,17 @@ def _learning_rate(config: TrainingConfig, steps: int) -> Any:
     return rate
 
 
-def _apply(what: str, setting: Any) -> None:
-    """TensorFlow refuses to change such a setting once it is in use; the same value again is no change."""
+def _set_threads(config: TrainingConfig) -> None:
+    """TensorFlow cannot change its threads once it is in use (in a notebook, or after another run of this process)."""
+    threading = tf.config.threading
+    current = threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
     try:
-        setting()
+        threading.set_intra_op_parallelism_threads(config.cores)
+        threading.set_inter_op_parallelism_threads(config.cores)
     except RuntimeError:
-        current = tf.config.threading.get_intra_op_parallelism_threads()
-        raise UserError(f"{what}: TensorFlow is already running with {current} threads; start a new process") from None
+        if current != config.cores:
+            problem = f"TensorFlow is already running with {current} threads in this process"
+            raise UserError(f"--threads {config.cores}: {problem}; start a new one") from None
 
 
 def _strategy(config: TrainingConfig, gpus: list[Any]) -> tf.distribute.Strategy:
@@ -134,7 +140,10 @@ def _strategy(config: TrainingConfig, gpus: list[Any]) -> tf.distribute.Strategy
     cpu = tf.config.list_physical_devices("CPU")[0]
     parts = [tf.config.LogicalDeviceConfiguration()] * config.devices
     if len(tf.config.get_logical_device_configuration(cpu) or []) != config.devices:
-        _apply("--devices", lambda: tf.config.set_logical_device_configuration(cpu, parts))
+        try:
+            tf.config.set_logical_device_configuration(cpu, parts)
+        except RuntimeError:
+            raise UserError(f"--devices {config.devices}: TensorFlow is already in use; start a new process") from None
     return tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(config.devices)])
 
 

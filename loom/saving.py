@@ -9,12 +9,12 @@ import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
 
 from loom.app import AppFile
 from loom.data.spec import Spec
+from loom.errors import UserError
 from loom.lazy import load
-from loom.tracking import Store
+from loom.tracking import Store, local_path
 from loom.trained import Trained
 
 MODEL = "model"
@@ -50,20 +50,17 @@ def local_model(store: Store, run_id: str) -> Path:
     Raises:
         UserError: The run has no model.
     """
-    from loom.errors import UserError
-
-    mlflow = load("mlflow")
     run = store.run(run_id)
-    uri = urlparse(f"{run.info.artifact_uri}/{MODEL}")
-    if uri.scheme in ("", "file"):
-        folder = Path(unquote(uri.path))
-    else:
+    folder = local_path(f"{run.info.artifact_uri}/{MODEL}")
+    if folder is None:
         try:
-            folder = Path(mlflow.artifacts.download_artifacts(uri.geturl()))
-        except (mlflow.exceptions.MlflowException, OSError):
+            folder = Path(store.client().download_artifacts(run_id, MODEL))
+        except (load("mlflow").exceptions.MlflowException, OSError):
             folder = Path(run_id)
     if not (folder / "MLmodel").exists():
-        raise UserError(f"run {run_id} has no model: it is {run.info.status}; `loom train --resume {run_id}` finishes it")
+        raise UserError(
+            f"run {run_id} has no model: it is {run.info.status}; `loom train --resume {run_id}` finishes it"
+        )
     return folder
 
 
@@ -87,10 +84,10 @@ def _collect_code(file: AppFile, folder: Path) -> list[Path]:
 def _signature(spec: Spec) -> Any:
     """Every raw column by name; all may be missing, as they may be in the data."""
     from mlflow.models import ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
+    from mlflow.types import ColSpec, DataType, Schema, TensorSpec
 
     single = len(spec.inputs) == 1
-    columns = [
+    columns: list[ColSpec | TensorSpec] = [
         ColSpec(DataType.string if column.is_string else DataType.double, column.name, required=single)
         for column in spec.inputs
     ]

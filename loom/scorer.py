@@ -1,4 +1,4 @@
-"""Loads saved models and answers raw examples, as a process that knows nothing of this project but what the model carries.
+"""Loads saved models and answers raw examples, knowing nothing of this project but what the model carries.
 
 Run as a file, never imported: `python -P scorer.py` reads one JSON request a line from standard input,
 `{"model": folder, "rows": [{column: value}, ...]}`, and writes one JSON line for each:
@@ -37,4 +37,8 @@ for line in sys.stdin:
         reply = answer(request["model"], request["rows"])
     except Exception as error:
         reply = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    print(json.dumps(reply, default=lambda value: getattr(value, "tolist", lambda: str(value))()), file=replies, flush=True)
+    print(
+        json.dumps(reply, default=lambda value: getattr(value, "tolist", lambda: str(value))()),
+        file=replies,
+        flush=True,
+    )

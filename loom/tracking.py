@@ -137,6 +137,11 @@ class Tracker:
             self.run_id, metrics=[Metric(name, float(value), moment, step) for name, value in metrics.items()]
         )
 
+    def log_metrics_once(self, metrics: Mapping[str, float]) -> None:
+        """Record numbers of which a run has one each; those it has already stay as they are."""
+        recorded = self.client.get_run(self.run_id).data.metrics
+        self.log_metrics({name: value for name, value in metrics.items() if name not in recorded})
+
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Record tags, replacing those of the same name."""
         from mlflow.entities import RunTag
@@ -151,12 +156,20 @@ class Tracker:
         """Record the files of a folder as artifacts below `name`."""
         self.client.log_artifacts(self.run_id, str(folder), name)
 
-    def local_folder(self, name: str) -> Path:
-        """Folder of artifacts on this machine; downloaded if the store keeps them elsewhere."""
-        uri = urlparse(f"{self.artifact_uri}/{name}")
-        if uri.scheme in ("", "file"):
-            return Path(unquote(uri.path))
-        return Path(load("mlflow").artifacts.download_artifacts(uri.geturl()))
+    @property
+    def local_artifacts(self) -> Path | None:
+        """Folder of the run's artifacts, or None where the store keeps them elsewhere."""
+        return local_path(self.artifact_uri)
+
+    def has_artifact(self, name: str) -> bool:
+        """Whether the run has an artifact of that path."""
+        return any(entry.path == name for entry in self.client.list_artifacts(self.run_id, str(Path(name).parent)))
+
+    def local_copy(self, name: str) -> Path:
+        """An artifact as a path on this machine, downloaded if the store keeps it elsewhere."""
+        if self.local_artifacts is not None:
+            return self.local_artifacts / name
+        return Path(self.client.download_artifacts(self.run_id, name))
 
     def log_dataset(self, name: str, source: str, fingerprint: str, counts: Mapping[str, int]) -> None:
         """Record which data the run is about, as an MLflow dataset."""
@@ -211,6 +224,12 @@ def run_tags(app: str, kind: str, device: str, threads: int) -> dict[str, str]:
     tags |= {"version.python": platform.python_version()}
     commit = _git_commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def local_path(uri: str) -> Path | None:
+    """Path of a `file:` address or plain path, None for every other address."""
+    parsed = urlparse(uri)
+    return Path(unquote(parsed.path)) if parsed.scheme in ("", "file") else None
 
 
 def now() -> int:

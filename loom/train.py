@@ -84,8 +84,7 @@ def _prepare(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run:
     """Turn the examples into numbers and build the model."""
     settings = runtime.start(config)
     encode = Encoder(app.preprocess(config, data.spec), data.spec)
-    encoded = {name: replace(split, inputs=encode(split.raw)) for name, split in data.splits.items()}
-    data = replace(data, **encoded)
+    data = data.map_splits(lambda split: replace(split, inputs=encode(split.raw)))
     with settings.scope():
         run = Run(app, config, data, settings, app.build(config, data.spec), folder)
         if config.devices > 1:
@@ -103,10 +102,11 @@ def _create(store: Store, run: Run) -> Tracker:
     tracker = Tracker.create(store, app, config, tags, name[:60])
     data = run.data
     counts = {name: len(split) for name, split in data.splits.items()}
-    description = {"source": data.source, "fingerprint": data.fingerprint(), "counts": counts}
+    fingerprint = data.fingerprint()
     bad = [{"where": where, "why": why} for where, why in data.bad]
-    tracker.log_json("data.json", description | {"quarantined": bad})
-    tracker.log_dataset(config.data.rpartition("/")[2], data.source, description["fingerprint"], counts)
+    description = {"source": data.source, "fingerprint": fingerprint, "counts": counts, "quarantined": bad}
+    tracker.log_json("data.json", description)
+    tracker.log_dataset(config.data.rpartition("/")[2], data.source, fingerprint, counts)
     return tracker
 
 
@@ -126,9 +126,7 @@ def _complete(training: Training) -> dict[str, Any]:
         with progress.phase("training"):
             recorder = _fit(training)
         with progress.phase("testing"):
-            run.test_metrics = run.model.evaluate(
-                run.batches(run.data.test).dataset(), return_dict=True, verbose=0
-            )
+            run.test_metrics = run.model.evaluate(run.batches(run.data.test).dataset(), return_dict=True, verbose=0)
         with progress.phase("saving the model"):
             model = _save(training)
         with progress.phase("checking the saved model"):
@@ -169,7 +167,7 @@ def _save(training: Training) -> Path:
         training.tracker.log_folder(folder, MODEL)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return training.tracker.local_folder(MODEL)
+    return training.tracker.local_copy(MODEL)
 
 
 def _check(run: Run, fresh: FreshProcess, model: Path) -> float:
@@ -196,7 +194,7 @@ def _conclude(
     timings |= {"seconds_total": seconds, "seconds_tracking": recorder.seconds}
     metrics = {f"test_{name}": value for name, value in run.test_metrics.items()}
     metrics |= {f"baseline_{name}_{m}": v for name, values in baselines.items() for m, v in values.items()}
-    tracker.log_metrics(metrics | timings | {"check_difference": difference})
+    tracker.log_metrics_once(metrics | timings | {"check_difference": difference})
     checkpoint.remove(tracker)
     tracker.finish()
     report.show(progress.console, run, baselines, tracker, seconds)
@@ -206,20 +204,25 @@ def _conclude(
         "metrics": {**run.history[-1], **metrics},
         "seconds": seconds,
         "timings": timings,
-        "model": str(tracker.local_folder(MODEL)),
+        "model": str(tracker.local_copy(MODEL)),
     }
 
 
 def as_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows as dictionaries that JSON can hold; missing values are None."""
     values = frame.astype(object)
-    return [{str(name): value for name, value in row.items()} for row in values.where(frame.notna(), None).to_dict("records")]
+    return [
+        {str(name): value for name, value in row.items()}
+        for row in values.where(frame.notna(), None).to_dict("records")
+    ]
 
 
 def _describe(run: Run) -> str:
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in run.data.splits.items())
     settings = run.runtime
-    where = f"{settings.device}, {settings.threads} threads" + (f", {settings.devices} devices" if settings.strategy else "")
+    where = f"{settings.device}, {settings.threads} threads" + (
+        f", {settings.devices} devices" if settings.strategy else ""
+    )
     compiled = "XLA" if settings.jit else "no XLA"
     bad = f", {len(run.data.bad)} quarantined" if run.data.bad else ""
     return f"{sizes}{bad}; {run.model.count_params():,} parameters; {where}, {settings.precision}, {compiled}"
@@ -241,5 +244,3 @@ def _closed_properly(tracker: Tracker, progress: Progress) -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
-
-

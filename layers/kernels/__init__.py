@@ -9,6 +9,7 @@ SUPPORTED_BACKENDS = ("tensorflow", "jax")
 if keras.backend.backend() not in SUPPORTED_BACKENDS:
     raise ImportError(f"layers run on the backends {SUPPORTED_BACKENDS}, got KERAS_BACKEND={keras.backend.backend()!r}")
 
-scan = import_module(f"{__name__}.{keras.backend.backend()}").scan
+_kernels = import_module(f"{__name__}.{keras.backend.backend()}")
+scan, tanh = _kernels.scan, _kernels.tanh
 
-__all__ = ["scan"]
+__all__ = ["scan", "tanh"]

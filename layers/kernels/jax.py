@@ -7,6 +7,9 @@ import jax
 
 Tensors = tuple[jax.Array, ...]
 
+# `keras.ops.tanh` on JAX computes float64 in float32.
+tanh = jax.numpy.tanh
+
 
 def scan(
     step: Callable[[Any, Any], tuple[Any, Any]],

@@ -7,6 +7,8 @@ import tensorflow as tf
 
 Tensors = tuple[tf.Tensor, ...]
 
+tanh = tf.tanh
+
 
 def scan(
     step: Callable[[Any, Any], tuple[Any, Any]],
@@ -18,8 +20,8 @@ def scan(
     """Runs `step` along the first axis and stacks what it puts out.
 
     Args:
-        step: `(carry, slices) -> (carry, outputs)`, where `slices` holds one time step of every sequence and every output
-            is `(batch, width)` in the dtype of the carry.
+        step: `(carry, slices) -> (carry, outputs)`, where `slices` holds one time step of every sequence and every
+            output is `(batch, width)` in the dtype of the carry.
         carry: Tensors handed from step to step; shapes and dtypes stay the same.
         sequences: Time-major tensors, `(time, batch, ...)`. The number of steps may be unknown until run time.
         output_widths: The width of each output.

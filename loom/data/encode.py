@@ -61,7 +61,9 @@ def _raw_column(column: Field, frame: pd.DataFrame) -> np.ndarray:
     import pandas as pd
 
     if column.name not in frame:
-        raise UserError(f"input column {column.name!r} is missing: the columns are {', '.join(map(str, frame.columns))}")
+        raise UserError(
+            f"input column {column.name!r} is missing: the columns are {', '.join(map(str, frame.columns))}"
+        )
     values = frame[column.name]
     if column.is_string:
         return values.where(values.notna(), "").astype(str).to_numpy(object)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -108,6 +108,10 @@ class Data:
         """The three parts by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
 
+    def map_splits(self, change: Callable[[Split], Split]) -> Data:
+        """The same data with every part changed."""
+        return replace(self, train=change(self.train), validation=change(self.validation), test=change(self.test))
+
     def fingerprint(self) -> str:
         """Sixteen hexadecimal digits that change when any example, its part, or its order does."""
         import pandas as pd
@@ -143,7 +147,7 @@ def bucket_lengths(lengths: np.ndarray, count: int) -> tuple[int, ...]:
     choices = []
     for _ in range(min(count, len(distinct))):
         group = cost[:, None] + (below[None, 1:] - below[:, None]) * distinct[None, :]
-        group[np.tri(*group.shape, k=-1, dtype=bool)] = np.inf  # a bucket starts before it ends
+        group[np.tri(len(group), k=-1, dtype=bool)[:, : group.shape[1]]] = np.inf  # a bucket starts before it ends
         choices.append(group.argmin(axis=0))
         cost = np.concatenate([[0.0], group.min(axis=0)])
     chosen, end = [], len(distinct)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loom.config import TrainingConfig
-from loom.data.tables import Bad, Table, check_bad, read_table, read_text_folder
+from loom.data.tables import MISSING, Bad, Table, check_bad, read_table, read_text_folder
 from loom.errors import UserError
 from loom.lazy import load, silenced_stderr
 
@@ -31,7 +31,11 @@ class Examples:
 
 
 def read_examples(
-    config: TrainingConfig, sample: Callable[[], pd.DataFrame], columns: Sequence[str], required: Sequence[str]
+    config: TrainingConfig,
+    sample: Callable[[], pd.DataFrame],
+    columns: Sequence[str],
+    required: Sequence[str],
+    missing: frozenset[str] = MISSING,
 ) -> Examples:
     """Read what `--data` names.
 
@@ -40,6 +44,7 @@ def read_examples(
         sample: Makes the built-in data set.
         columns: Features of a TFDS data set to read; all that are scalars by default.
         required: Columns that a table needs.
+        missing: What stands for a missing value in a table, in lower case.
 
     Raises:
         UserError: The source is missing, unreadable, or lacks a column.
@@ -52,10 +57,12 @@ def read_examples(
         return _read_tfds(config, columns, required)
     path = Path(config.data)
     if not path.exists():
-        raise UserError(f"--data {config.data}: no such file or folder (built-in data: --data sample; TFDS: --data tfds:NAME)")
+        raise UserError(
+            f"--data {config.data}: no such file or folder (built-in data: --data sample; TFDS: --data tfds:NAME)"
+        )
     if path.is_dir():
         return _read_folder(config, path)
-    table = read_table(path, required=required)
+    table = read_table(path, required, missing)
     check_bad(table.bad, table.total, config.max_bad, f"rows of {path.name}")
     return Examples(table.frame, None, str(path.resolve()), tuple(table.bad))
 
@@ -84,14 +91,16 @@ def _split(
     from sklearn.model_selection import train_test_split
 
     try:
-        return tuple(train_test_split(frame, test_size=share, random_state=seed, stratify=classes))  # type: ignore[return-value]
+        return tuple(train_test_split(frame, test_size=share, random_state=seed, stratify=classes))
     except ValueError as error:
         raise UserError(f"{name} {share}: {len(frame)} examples cannot be split so: {error}") from None
 
 
 def _read_folder(config: TrainingConfig, folder: Path) -> Examples:
     """A folder per class; or `train` and `test` folders that hold a folder per class each."""
-    parts = [folder / "train", folder / "test"] if (folder / "train").is_dir() and (folder / "test").is_dir() else [folder]
+    parts = (
+        [folder / "train", folder / "test"] if (folder / "train").is_dir() and (folder / "test").is_dir() else [folder]
+    )
     tables: list[Table] = [read_text_folder(part) for part in parts]
     bad = [entry for table in tables for entry in table.bad]
     check_bad(bad, sum(table.total for table in tables), config.max_bad, f"files in {folder}")
@@ -130,7 +139,9 @@ def _tfds_builder(name: str, config: TrainingConfig) -> Any:
             builder.download_and_prepare()
         except Exception as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{where}: the data set is not prepared there and could not be downloaded: {reason}") from None
+            raise UserError(
+                f"{where}: the data set is not prepared there and could not be downloaded: {reason}"
+            ) from None
     return builder
 
 
@@ -141,7 +152,9 @@ def _tfds_frame(builder: Any, part: str, columns: Sequence[str]) -> pd.DataFrame
 
     features = builder.info.features
     names = [name for name in columns or features if name in features and features[name].shape == ()]
-    batch = next(iter(builder.as_dataset(split=part, shuffle_files=False).batch(builder.info.splits[part].num_examples)))
+    batch = next(
+        iter(builder.as_dataset(split=part, shuffle_files=False).batch(builder.info.splits[part].num_examples))
+    )
     frame = {}
     for name in names:
         values = batch[name].numpy()

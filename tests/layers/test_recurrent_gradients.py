@@ -44,9 +44,11 @@ def problem(rng, randomize, monkeypatch):
 
 @all_cases
 @both_ends
-@pytest.mark.parametrize("return_sequences", [True, False], ids=["sequence", "last"])
-@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-@pytest.mark.parametrize("dropout", [True, False], ids=["dropout", "no_dropout"])
+@pytest.mark.parametrize(
+    ("return_sequences", "masked", "dropout"),
+    [(True, True, True), (True, False, False), (False, True, False), (False, False, True)],
+    ids=["sequence-mask-dropout", "sequence", "last-mask", "last-dropout"],
+)
 def test_closed_form_equals_automatic_differentiation(
     problem, run_with_gradients, monkeypatch, case, go_backwards, return_sequences, masked, dropout
 ):
@@ -117,8 +119,9 @@ def test_second_derivatives_of_the_closed_form_are_right_too(problem, case):
 
 
 @pytest.mark.tensorflow_only
-@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
-@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+@pytest.mark.parametrize(
+    ("masked", "training"), [(True, True), (False, False)], ids=["masked-training", "unmasked-inference"]
+)
 def test_plain_graph_and_xla_agree_with_eager_mode(rng, randomize, masked, training):
     import tensorflow as tf
 

@@ -1,0 +1,64 @@
+"""Helpers of the tests: commands in fresh processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+SMALL_SENTIMENT = (
+    *("--epochs", "3", "--vocabulary-size", "800", "--pair-buckets", "4096", "--dropout", "0.3"),
+    *("--units", "8", "--jit", "off"),
+)
+"""Settings with which `sentiment` trains on its built-in data in seconds."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind."""
+
+    status: int
+    output: str
+    errors: str
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """The JSON object in the last line of standard output."""
+        return dict(json.loads(self.output.strip().splitlines()[-1]))
+
+
+def loom(*arguments: str, cwd: Path, **environment: str) -> Outcome:
+    """Run the `loom` command in a process of its own."""
+    process = subprocess.run(
+        [sys.executable, "-m", "loom", *arguments],
+        cwd=cwd,
+        env=clean_environment() | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return Outcome(process.returncode, process.stdout, process.stderr)
+
+
+def clean_environment() -> dict[str, str]:
+    """The environment without what names another tracking store."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A finished run and the folder it was trained in."""
+
+    run_id: str
+    folder: Path
+    outcome: Outcome
+
+    @property
+    def model(self) -> Path:
+        """Folder of its MLflow model."""
+        return Path(self.outcome.result["model"])
