@@ -50,7 +50,7 @@ class Config(TrainingConfig):
     """Rows for the hashed word pairs of the bag (0: single words only)."""
     embedding_units: int = 64
     """Width of a word's vector before a recurrent layer."""
-    units: int = 4
+    units: int = 2
     """Width of the encoder's vector."""
     bidirectional: bool = False
     """Read the text in both directions."""
@@ -64,8 +64,8 @@ class Config(TrainingConfig):
     """Share of the encoder's inputs and outputs that is dropped in training."""
     recurrent_dropout: float = 0.0
     """Share of the recurrent state that is dropped in training, the same units at every step."""
-    batch_size: int = 64
-    epochs: int = 10
+    batch_size: int = 128
+    epochs: int = 30
     patience: int = 2
     learning_rate: float = 0.005
 
@@ -165,7 +165,8 @@ def build(config: Config, spec: Spec) -> keras.Model:
 
 
 def _bag(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:
-    return layers.BagOfWordPairs(vocabulary_size, config.units, config.pair_buckets)(words)
+    small = keras.initializers.RandomUniform(-0.01, 0.01, seed=config.seed)
+    return layers.BagOfWordPairs(vocabulary_size, config.units, config.pair_buckets, small)(words)
 
 
 def _recurrent(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:
@@ -178,7 +179,7 @@ def _recurrent(words: keras.KerasTensor, config: Config, vocabulary_size: int) -
         vectors = (layers.Bidirectional(layer) if config.bidirectional else layer)(vectors)
     if config.pooling == "mean":
         return keras.layers.GlobalAveragePooling1D()(vectors)
-    return keras.layers.GlobalMaxPooling1D()(vectors) if config.pooling == "max" else vectors
+    return layers.MaskedMaxPooling1D()(vectors) if config.pooling == "max" else vectors
 
 
 def space(hp: HyperParameters) -> dict[str, Any]:

@@ -1,6 +1,19 @@
 """Keras layers for the applications. Nothing here imports another part of this repository."""
 
+from layers.dates import DateFeatures
+from layers.losses import PerceptronLoss
 from layers.recurrent import GRU, LSTM, Bidirectional, Elman, Stacked
 from layers.text import BagOfWordPairs, Shorten, standardize_text
 
-__all__ = ["GRU", "LSTM", "BagOfWordPairs", "Bidirectional", "Elman", "Shorten", "Stacked", "standardize_text"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "BagOfWordPairs",
+    "Bidirectional",
+    "DateFeatures",
+    "Elman",
+    "PerceptronLoss",
+    "Shorten",
+    "Stacked",
+    "standardize_text",
+]

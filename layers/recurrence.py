@@ -66,9 +66,7 @@ class Recurrence(NamedTuple):
     dropout_mask: Tensor | None
 
 
-def differentiable_recurrence(
-    cell: Cell, start: Recurrence, return_sequences: bool, reverse: bool
-) -> tuple[Tensor | None, Tensors]:
+def differentiable_recurrence(cell: Cell, start: Recurrence, return_sequences: bool) -> tuple[Tensor | None, Tensors]:
     """Returns the hidden states of all steps, if wanted, and the final states."""
 
     def step(states: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
@@ -77,13 +75,11 @@ def differentiable_recurrence(
         return new_states, new_states[:1] if return_sequences else ()
 
     widths = [cell.units] if return_sequences else []
-    final_states, outputs = scan(step, start.initial_states, (start.projected, *_as_tuple(start.mask)), widths, reverse)
+    final_states, outputs = scan(step, start.initial_states, (start.projected, *_as_tuple(start.mask)), widths)
     return (_zero_invalid(start.mask, outputs[0]) if return_sequences else None), final_states
 
 
-def closed_form_recurrence(
-    cell: Cell, start: Recurrence, return_sequences: bool, reverse: bool
-) -> tuple[Tensor | None, Tensors]:
+def closed_form_recurrence(cell: Cell, start: Recurrence, return_sequences: bool) -> tuple[Tensor | None, Tensors]:
     """Returns the same as `differentiable_recurrence`, with the gradient in closed form."""
     weight_count = len(start.weights)
 
@@ -92,11 +88,11 @@ def closed_form_recurrence(
     def recurrence(projected: Tensor, *tensors: Tensor) -> tuple[Tensors, Any]:
         weights, initial_states = tensors[:weight_count], tensors[weight_count:]
         inner_start = Recurrence(projected, weights, initial_states, start.mask, start.dropout_mask)
-        outputs, saved, final_states = _forward(cell, inner_start, return_sequences, reverse)
+        outputs, saved, final_states = _forward(cell, inner_start, return_sequences)
 
         def gradient(*upstream: Any) -> Tensors:
             output_gradient, state_gradients = _split_upstream(upstream, return_sequences)
-            return _backward(cell, inner_start, saved, output_gradient, state_gradients, reverse)
+            return _backward(cell, inner_start, saved, output_gradient, state_gradients)
 
         return (*outputs, *final_states), gradient
 
@@ -104,21 +100,21 @@ def closed_form_recurrence(
     return (results[0], tuple(results[1:])) if return_sequences else (None, tuple(results))
 
 
-def _forward(cell: Cell, start: Recurrence, return_sequences: bool, reverse: bool) -> tuple[Tensors, Tensors, Tensors]:
+def _forward(cell: Cell, start: Recurrence, return_sequences: bool) -> tuple[Tensors, Tensors, Tensors]:
     def step(states: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
         new_states, saved = cell.step(states, slices[0], start.weights, start.dropout_mask)
         new_states = _where_valid(slices[1:], new_states, states)
         return new_states, (*(new_states[:1] if return_sequences else ()), *saved)
 
     widths = [cell.units] * (cell.saved_count + return_sequences)
-    final_states, stacked = scan(step, start.initial_states, (start.projected, *_as_tuple(start.mask)), widths, reverse)
+    final_states, stacked = scan(step, start.initial_states, (start.projected, *_as_tuple(start.mask)), widths)
     if not return_sequences:
         return (), stacked, final_states
     return (_zero_invalid(start.mask, stacked[0]),), stacked[1:], final_states
 
 
 def _backward(
-    cell: Cell, start: Recurrence, saved: Tensors, output_gradient: Tensors, state_gradients: Tensors, reverse: bool
+    cell: Cell, start: Recurrence, saved: Tensors, output_gradient: Tensors, state_gradients: Tensors
 ) -> Tensors:
     transposed_kernel = ops.transpose(start.weights[0])
     mask = _as_tuple(start.mask)
@@ -139,7 +135,7 @@ def _backward(
         state_gradients,
         (*mask, *output_gradient, *saved),
         [start.projected.shape[-1]],
-        not reverse,
+        reverse=True,
     )
     weight_gradients = cell.weight_gradients(projected_gradient, saved, start.dropout_mask)
     return (projected_gradient, *weight_gradients, *initial_gradients)

@@ -142,6 +142,9 @@ class Recurrent(keras.layers.Layer):
             mask = ops.expand_dims(ops.transpose(ops.cast(mask, "bool")), -1)
             # Zero times NaN is NaN: padding has to be replaced before the product, not after it.
             sequence = ops.where(mask, sequence, ops.zeros_like(sequence))
+        if self.go_backwards:
+            # Not left to the loop: converters to ONNX take every loop for one that counts upwards.
+            sequence, mask = ops.flip(sequence, axis=0), None if mask is None else ops.flip(mask, axis=0)
         start = Recurrence(
             projected=self._project(sequence),
             weights=self._recurrent_weights(),
@@ -150,8 +153,8 @@ class Recurrent(keras.layers.Layer):
             dropout_mask=self._dropout_mask(ops.shape(sequence)[1]) if training else None,
         )
         recurrence = closed_form_recurrence if training else differentiable_recurrence
-        outputs, final_states = recurrence(self, start, self.return_sequences, self.go_backwards)
-        output = self._batch_major(outputs) if self.return_sequences else final_states[0]
+        outputs, final_states = recurrence(self, start, self.return_sequences)
+        output = ops.transpose(outputs, (1, 0, 2)) if self.return_sequences else final_states[0]
         return (output, *final_states) if self.return_state else output
 
     def compute_mask(self, sequence: Any, mask: Tensor | None = None) -> Any:
@@ -241,10 +244,6 @@ class Recurrent(keras.layers.Layer):
             return None
         ones = ops.ones((batch_size, self.units), dtype=self.compute_dtype)
         return keras.random.dropout(ones, self.recurrent_dropout, seed=self.seed_generator)
-
-    def _batch_major(self, outputs: Tensor) -> Tensor:
-        outputs = ops.transpose(outputs, (1, 0, 2))
-        return ops.flip(outputs, axis=1) if self.go_backwards else outputs
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")

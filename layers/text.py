@@ -85,11 +85,11 @@ class Shorten(keras.layers.Layer):
 class BagOfWordPairs(keras.layers.Layer):
     """The set of a text's words and pairs of neighbouring words as one vector.
 
-    y = (Σ_{w ∈ words} E[w] + Σ_{(v, w) ∈ pairs} P[(40503·v + 30011·w) mod M]) / √(number of words)
+    y = Σ_{w ∈ words} E[w] / √|words| + Σ_{p ∈ pairs} P[p] / √|pairs|,   pair (v, w) in row (40503·v + 30011·w) mod M
 
-    Each word and each pair counts once, however often it occurs; the words under the root are all of the text's. Pairs
-    share the rows of P by hashing, so that they need no vocabulary (Weinberger et al. 2009, Feature hashing for large
-    scale multitask learning; Joulin et al. 2017, Bag of tricks for efficient text classification).
+    Words and pairs are sets: each counts once, however often it occurs. Pairs share the rows of P by hashing, so that
+    they need no vocabulary (Weinberger et al. 2009, Feature hashing for large scale multitask learning; Joulin et al.
+    2017, Bag of tricks for efficient text classification).
 
     Args:
         vocabulary_size: Number of word ids; 0 is padding.
@@ -137,11 +137,10 @@ class BagOfWordPairs(keras.layers.Layer):
     def call(self, words: Tensor) -> Tensor:
         """Look up, add up, scale."""
         words = ops.cast(words, "int32")
-        total = _sum_of_set(self.words, words, words != 0)
+        vector = _sum_of_set(self.words, words, words != 0)
         if self.pair_buckets:
-            total += _sum_of_set(self.pairs, self.pair_rows(words), (words[:, :-1] != 0) & (words[:, 1:] != 0))
-        count = ops.sum(ops.cast(words != 0, self.compute_dtype), axis=1, keepdims=True)
-        return total / ops.sqrt(ops.maximum(count, 1))
+            vector += _sum_of_set(self.pairs, self.pair_rows(words), (words[:, :-1] != 0) & (words[:, 1:] != 0))
+        return vector
 
     def pair_rows(self, words: Tensor) -> Tensor:
         """Row of every pair of neighbours: `(batch, time)` to `(batch, time - 1)`."""
@@ -167,8 +166,43 @@ class BagOfWordPairs(keras.layers.Layer):
 
 
 def _sum_of_set(table: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
-    """Sum of the table's rows that occur among the valid `rows` (batch, time), each once."""
+    """Sum of the table's rows that are among the valid `rows` (batch, time), each once, over the root of their number."""
     ordered = ops.sort(ops.where(valid, rows, -1), axis=1)
     first = ops.concatenate([ordered[:, :1] >= 0, ordered[:, 1:] != ordered[:, :-1]], axis=1)
     vectors = ops.take(table, ops.maximum(ordered, 0), axis=0)
-    return ops.einsum("bt,btu->bu", ops.cast(first & (ordered >= 0), vectors.dtype), vectors)
+    counted = ops.cast(first & (ordered >= 0), vectors.dtype)
+    return ops.einsum("bt,btu->bu", counted, vectors) / ops.sqrt(ops.maximum(ops.sum(counted, 1, keepdims=True), 1))
+
+
+@keras.saving.register_keras_serializable(package="kerasloom")
+class MaskedMaxPooling1D(keras.layers.Layer):
+    """Largest value of each feature over the steps that are not masked.
+
+    `keras.layers.GlobalMaxPooling1D` takes padded steps for real ones, so that a negative feature never wins.
+
+    Call arguments:
+        sequence: `(batch, time, features)`.
+        mask: Booleans `(batch, time)`, True for real steps; all steps by default.
+
+    Output shape: `(batch, features)`; zeros where every step is masked.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.supports_masking = True
+
+    def call(self, sequence: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Pool over time."""
+        if mask is None:
+            return ops.max(sequence, axis=1)
+        lowest = ops.cast(-3e4, sequence.dtype)  # within float16
+        pooled = ops.max(ops.where(mask[..., None], sequence, lowest), axis=1)
+        return ops.where(ops.any(mask, axis=1, keepdims=True), pooled, ops.zeros_like(pooled))
+
+    def compute_mask(self, sequence: Tensor, mask: Tensor | None = None) -> None:
+        """No time, no mask."""
+        return
+
+    def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """One value for each feature."""
+        return (input_shape[0], input_shape[2])

@@ -99,8 +99,8 @@ def export(run_id: str, formats: list[str], output: Path | None) -> int:
     """Write a trained model in other formats."""
     from loom.export import export
 
-    for path in export(run_id, formats, output or Path("exports") / run_id):
-        print(path)
+    for file in export(run_id, formats, output or Path("exports") / run_id):
+        print(file)
     return 0
 
 

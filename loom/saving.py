@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loom.app import AppFile
 from loom.data.spec import Spec
@@ -17,19 +19,26 @@ from loom.lazy import load
 from loom.tracking import Store, local_path
 from loom.trained import Trained
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 MODEL = "model"
 """Artifact folder of the model."""
 REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "tyro", "rich", "scikit-learn")
 PACKAGES = ("loom", "layers", "apps")
+EXAMPLES = "examples.json"
+"""File with raw examples, which every copy of the model in another format has to answer alike."""
 
 
-def save_model(trained: Trained, file: AppFile, folder: Path) -> None:
-    """Write an MLflow model to `folder`, which must not exist."""
+def save_model(trained: Trained, file: AppFile, examples: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write an MLflow model, and some raw examples with it, to `folder`, which must not exist."""
     mlflow = load("mlflow")
     with tempfile.TemporaryDirectory() as scratch:
         code = _collect_code(file, Path(scratch) / "code")
         files = Path(scratch) / "trained"
         trained.save(files, file.module)
+        inputs = [{column.name: example[column.name] for column in trained.spec.inputs} for example in examples]
+        (files / EXAMPLES).write_text(json.dumps(inputs, ensure_ascii=False), encoding="utf-8")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's advice on type hints, which these models' columns do not fit
             logging.getLogger("mlflow").setLevel(logging.ERROR)
@@ -67,6 +76,13 @@ def local_model(store: Store, run_id: str) -> Path:
 def trained_files(model: Path) -> Path:
     """Folder of an MLflow model's own files (`Trained.save` wrote them)."""
     return model / "artifacts" / "trained"
+
+
+def read_examples(files: Path) -> pd.DataFrame:
+    """The raw examples saved with a model."""
+    import pandas as pd
+
+    return pd.DataFrame(json.loads((files / EXAMPLES).read_text(encoding="utf-8")))
 
 
 def _collect_code(file: AppFile, folder: Path) -> list[Path]:

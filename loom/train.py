@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CHECKED_ROWS = 32
 """Raw test examples whose answers a fresh process has to repeat."""
+SAVED_ROWS = 8
+"""Raw test examples that are saved with the model, to check other formats of it."""
 
 
 @dataclass
@@ -74,7 +76,7 @@ def train(file: AppFile, config: TrainingConfig, console: Console, start: float,
                 run = _prepare(app, config, data, Path(folder))
             with progress.phase("opening the store"):
                 tracker = _reopen(store, resume, run) if resume else _create(store, run)
-            with _closed_properly(tracker, progress):
+            with _closed_properly(app.name, tracker, progress):
                 return _complete(Training(file, run, tracker, progress, baselines))
     finally:
         baselines.cancel()
@@ -105,6 +107,7 @@ def _create(store: Store, run: Run) -> Tracker:
     fingerprint = data.fingerprint()
     bad = [{"where": where, "why": why} for where, why in data.bad]
     description = {"source": data.source, "fingerprint": fingerprint, "counts": counts, "quarantined": bad}
+    description |= {"notes": list(data.notes)}
     tracker.log_json("data.json", description)
     tracker.log_dataset(config.data.rpartition("/")[2], data.source, fingerprint, counts)
     return tracker
@@ -121,6 +124,8 @@ def _complete(training: Training) -> dict[str, Any]:
     """Everything between an open run and a finished one."""
     run, tracker, progress = training.run, training.tracker, training.progress
     progress.say(f"run {tracker.run_name} ({tracker.run_id}): {_describe(run)}")
+    for note in run.data.notes:
+        progress.say(f"note: {note}")
     fresh = FreshProcess()
     try:
         with progress.phase("training"):
@@ -163,7 +168,8 @@ def _save(training: Training) -> Path:
     """Save the model and record it; returns its folder here."""
     folder = training.run.folder.parent / f"{training.tracker.run_id}.model"
     try:
-        save_model(training.run.trained, training.file, folder)
+        examples = as_records(training.run.data.test.raw.head(SAVED_ROWS))
+        save_model(training.run.trained, training.file, examples, folder)
         training.tracker.log_folder(folder, MODEL)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -229,7 +235,7 @@ def _describe(run: Run) -> str:
 
 
 @contextmanager
-def _closed_properly(tracker: Tracker, progress: Progress) -> Iterator[None]:
+def _closed_properly(app: str, tracker: Tracker, progress: Progress) -> Iterator[None]:
     """Close the run as KILLED or FAILED, with the reason, when its steps do not come to their end."""
     previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -237,7 +243,7 @@ def _closed_properly(tracker: Tracker, progress: Progress) -> Iterator[None]:
     except KeyboardInterrupt:
         progress.close()
         tracker.finish("KILLED", "interrupted")
-        raise KeyboardInterrupt(f"stopped; go on with: loom train --resume {tracker.run_id}") from None
+        raise KeyboardInterrupt(f"stopped; go on with: loom train {app} --resume {tracker.run_id}") from None
     except BaseException as error:
         progress.close()
         tracker.finish("FAILED", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")

@@ -102,6 +102,8 @@ class Data:
     spec: Spec
     source: str
     bad: tuple[Bad, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was decided about the data and may surprise, one sentence each; shown and kept in data.json."""
 
     @property
     def splits(self) -> dict[str, Split]:

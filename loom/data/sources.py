@@ -28,6 +28,12 @@ class Examples:
     test: pd.DataFrame | None
     source: str
     bad: tuple[Bad, ...] = ()
+    table: Table | None = None
+    """The file that `train` was read from, if it was one."""
+
+    def where(self, row: int) -> str:
+        """Where row number `row` of `train` (from 0) is from, as in `Bad.where`."""
+        return self.table.where(row) if self.table else f"{self.source}, row {row + 1}"
 
 
 def read_examples(
@@ -64,7 +70,7 @@ def read_examples(
         return _read_folder(config, path)
     table = read_table(path, required, missing)
     check_bad(table.bad, table.total, config.max_bad, f"rows of {path.name}")
-    return Examples(table.frame, None, str(path.resolve()), tuple(table.bad))
+    return Examples(table.frame, None, str(path.resolve()), tuple(table.bad), table)
 
 
 def split_examples(

@@ -15,8 +15,10 @@ PADDING, UNKNOWN = "", "[UNK]"
 """The first two words of every vocabulary, as in `keras.layers.TextVectorization`."""
 
 
-def build_vocabulary(texts: Sequence[str], size: int) -> tuple[str, ...]:
+def build_vocabulary(texts: Sequence[str], size: int, min_count: int = 1) -> tuple[str, ...]:
     """The most frequent words of standardized texts, after padding and the unknown word; ties in alphabetical order.
+
+    Words that occur less than `min_count` times are left out, except for the most frequent one.
 
     Raises:
         UserError: The texts hold no word at all.
@@ -29,7 +31,8 @@ def build_vocabulary(texts: Sequence[str], size: int) -> tuple[str, ...]:
     if not counts:
         raise UserError("the training texts hold no words: check the text column")
     ordered = sorted(counts, key=lambda word: (-counts[word], word))
-    return (PADDING, UNKNOWN, *(word.decode() for word in ordered[: size - 2]))
+    frequent = [word.decode() for word in ordered[: size - 2] if counts[word] >= min_count]
+    return (PADDING, UNKNOWN, *(frequent or [ordered[0].decode()]))
 
 
 def _count_words(texts: Sequence[str]) -> tuple[list[bytes], list[int]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMALL_SENTIMENT = (
@@ -62,3 +66,27 @@ class TrainedRun:
     def model(self) -> Path:
         """Folder of its MLflow model."""
         return Path(self.outcome.result["model"])
+
+
+def client(folder: Path) -> Any:
+    """MLflow client of the store in a folder."""
+    import mlflow
+
+    return mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+
+
+def weights(model: Path) -> dict[str, Any]:
+    """Every array of a saved core model, by its path in the file."""
+    import h5py
+
+    with zipfile.ZipFile(model / "artifacts" / "trained" / "core.keras") as archive:
+        file = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
+    found: dict[str, Any] = {}
+    file.visititems(lambda name, item: found.update({name: item[...]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def same_weights(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    """Whether two saved models agree bit for bit."""
+    assert first.keys() == second.keys()
+    return all(np.array_equal(first[name], second[name]) for name in first)
