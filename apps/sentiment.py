@@ -83,6 +83,11 @@ class Config(TrainingConfig):
                 self.require(name, not getattr(self, name), "needs a recurrent --encoder")
 
     @property
+    def jit_pays(self) -> bool:
+        """The bag is quick without; every bucket's shape takes seconds to compile."""
+        return self.encoder != "bag"
+
+    @property
     def label(self) -> str:
         """Column with the answers."""
         return self.label_column or ("rating" if self.target == "rating" else "label")

@@ -44,7 +44,7 @@ class Shorten(keras.layers.Layer):
     Call arguments:
         sequence: Integers `(batch, time)`, padded with zeros at the end.
 
-    Output shape: `(batch, min(time, length))`.
+    Output shape: `(batch, max(1, min(time, length)))`.
 
     Example:
         >>> Shorten(4, keep="ends")(keras.ops.array([[1, 2, 3, 4, 5, 6], [7, 8, 9, 0, 0, 0]])).numpy().tolist()
@@ -61,7 +61,8 @@ class Shorten(keras.layers.Layer):
         self.keep = keep
 
     def call(self, sequence: Tensor) -> Tensor:
-        """Gather the steps that are kept."""
+        """Gather the steps that are kept; a sequence without steps gets one of padding."""
+        sequence = ops.pad(sequence, [[0, 0], [0, 1]])[:, : ops.maximum(ops.shape(sequence)[1], 1)]
         steps = ops.arange(ops.minimum(ops.shape(sequence)[1], self.length))
         if self.keep == "head":
             return ops.take(sequence, steps, axis=1)
@@ -136,7 +137,8 @@ class BagOfWordPairs(keras.layers.Layer):
 
     def call(self, words: Tensor) -> Tensor:
         """Look up, add up, scale."""
-        words = ops.cast(words, "int32")
+        # One step of padding, so that one word has a pair too: ONNX and LiteRT cannot add up nothing.
+        words = ops.pad(ops.cast(words, "int32"), [[0, 0], [0, 1]])
         vector = _sum_of_set(self.words, words, words != 0)
         if self.pair_buckets:
             vector += _sum_of_set(self.pairs, self.pair_rows(words), (words[:, :-1] != 0) & (words[:, 1:] != 0))
@@ -196,7 +198,7 @@ class MaskedMaxPooling1D(keras.layers.Layer):
         if mask is None:
             return ops.max(sequence, axis=1)
         lowest = ops.cast(-3e4, sequence.dtype)  # within float16
-        pooled = ops.max(ops.where(mask[..., None], sequence, lowest), axis=1)
+        pooled = ops.max(ops.where(ops.expand_dims(mask, -1), sequence, lowest), axis=1)
         return ops.where(ops.any(mask, axis=1, keepdims=True), pooled, ops.zeros_like(pooled))
 
     def compute_mask(self, sequence: Tensor, mask: Tensor | None = None) -> None:

@@ -53,7 +53,8 @@ def start(config: TrainingConfig) -> Runtime:
     keras.utils.set_random_seed(config.seed)
     precision = _precision(config, gpus)
     keras.config.set_dtype_policy(precision)
-    jit = config.jit == "on" or (config.jit == "auto" and config.devices == 1 and not config.deterministic)
+    may_compile = config.devices == 1 and not config.deterministic
+    jit = config.jit == "on" or (config.jit == "auto" and may_compile and config.jit_pays)
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else platform.machine()
     return Runtime(name, config.devices, config.cores, precision, jit, strategy)
 
