@@ -1,17 +1,18 @@
-"""Tabular: columns of a table from its other columns. Numbers, categories, dates and short texts in; classes, numbers or labels out."""
+"""Tabular: what do a table's columns say about another one? Classes, numbers and labels from columns of every kind."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserError, main
-from loom.data import columns, samples
+from loom.data import columns, samples, targets
 from loom.data.sources import Examples, read_examples, split_examples
 from loom.data.tables import check_bad
+from loom.data.targets import LOSSES, METRICS, TARGET_KINDS
 from loom.lazy import keras, layers
 from loom.runtime import make_regularizer
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from keras_tuner import HyperParameters
 
     from loom.app import Answer
+    from loom.data.spec import Kind
     from loom.run import Run
     from loom.trained import Trained
 
@@ -30,20 +32,9 @@ FITS = {
     "logistic": ("binary", "labels"),
     "softmax": ("classes",),
     "linear": ("number",),
-    "mlp": columns.TARGET_KINDS,
+    "mlp": TARGET_KINDS,
 }
 """Kinds of target that each model can have."""
-LOSSES = {
-    "binary": "binary_crossentropy",
-    "classes": "sparse_categorical_crossentropy",
-    "number": "mse",
-    "labels": "binary_crossentropy",
-}
-METRICS = {"binary": "accuracy", "classes": "accuracy", "number": "mae", "labels": "binary_accuracy"}
-ROWS_FOR_EXACT_BOOSTING = 10_000
-"""Above, the baseline's trees are grown on histograms."""
-SHUFFLES, SHUFFLED_ROWS = 5, 2000
-"""Repeats and test examples of the permutation importance."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +44,9 @@ class Config(TrainingConfig):
     target: str = "survived"
     """Column to predict, or several, separated by commas; all other columns are inputs."""
     target_kinds: str = ""
-    """How to understand targets, where guessed wrong: `rating=number,rank=classes` (binary, classes, number, labels)."""
+    """Kinds of targets, where guessed wrong: `rating=number,rank=classes` (binary, classes, number, labels)."""
     columns: str = ""
-    """How to understand inputs, where guessed wrong: `Pclass=category,Id=ignore` (number, category, date, text, ignore)."""
+    """Kinds of inputs, where guessed wrong: `Pclass=category,Id=ignore` (number, category, date, text, ignore)."""
     model: Literal["perceptron", "logistic", "softmax", "linear", "mlp"] = "mlp"
     """A linear model with its own output and loss, or layers in between for targets of any kind."""
     min_count: int = 5
@@ -75,6 +66,7 @@ class Config(TrainingConfig):
     dropout: float = 0.3
     """Share of the hidden values that is dropped in training (mlp)."""
     epochs: int = 40
+    jit: Literal["auto", "on", "off"] = "off"
     learning_rate: float = 0.003
     schedule: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
 
@@ -84,10 +76,15 @@ class Config(TrainingConfig):
         for name in ("min_count", "max_words", "embedding_units", "units", "depth"):
             self.require(name, getattr(self, name) >= 1, "must be at least 1")
         self.require("dropout", 0 <= self.dropout < 1, "must be at least 0 and below 1")
-        self.require("target", bool(self.targets), "name a column")
-        self.require("target", len(set(self.targets)) == len(self.targets), "names a column twice")
+        distinct = len(set(self.targets)) == len(self.targets) > 0
+        self.require("target", distinct, "name one column, or several different ones with commas between")
         columns.parse_kinds("columns", self.columns, columns.INPUT_KINDS)
-        columns.parse_kinds("target_kinds", self.target_kinds, columns.TARGET_KINDS)
+        columns.parse_kinds("target_kinds", self.target_kinds, TARGET_KINDS)
+
+    @property
+    def threshold(self) -> float:
+        """Output above which the second of two classes is predicted."""
+        return 0.0 if self.model == "perceptron" else 0.5
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -100,56 +97,43 @@ def load(config: Config) -> Data:
     import pandas as pd
 
     examples = read_examples(config, samples.passengers, (), ())
-    whole = pd.concat([examples.train, examples.test], ignore_index=True) if examples.test is not None else examples.train
-    inputs, targets, notes = _choose_columns(whole, config)
-    rows, bad, dropped = columns.tidy(whole, inputs, targets, examples.where)
+    own_test = examples.test is not None
+    whole = pd.concat([examples.train, examples.test], ignore_index=True) if own_test else examples.train
+    inputs, wanted, notes = _choose_columns(whole, config)
+    rows, bad, dropped = columns.tidy(whole, inputs, wanted, examples.where)
     check_bad(bad, len(whole), config.max_bad, f"rows of {config.data}")
     if dropped:
         notes.append(f"{len(dropped)} of {len(whole)} rows are left out because a target is missing")
-    train = rows[rows.index < len(examples.train)]
-    test = None if examples.test is None else rows[rows.index >= len(examples.train)]
-    parts = split_examples(Examples(train, test, examples.source), config, lambda part: _classes(part, targets))
+    train, test = rows[rows.index < len(examples.train)], rows[rows.index >= len(examples.train)]
+    classes = next((name for name, kind in wanted.items() if kind in ("binary", "classes")), None)
+    parts = split_examples(
+        Examples(train, test if own_test else None, examples.source),
+        config,
+        lambda part: targets.classes_to_stratify(part[classes]) if classes else None,
+    )
+    known = parts["train"]
     spec = Spec(
-        tuple(columns.fit_input(name, parts["train"][name], kind, config.min_count) for name, kind in inputs.items()),
-        tuple(columns.fit_target(name, kind, rows[name], parts["train"][name]) for name, kind in targets.items()),
+        tuple(columns.fit_input(name, known[name], kind, config.min_count) for name, kind in inputs.items()),
+        tuple(targets.fit_target(name, kind, rows[name], known[name]) for name, kind in wanted.items()),
     )
-    splits = {name: Split(part[list(inputs)], {}, _targets(part, spec)) for name, part in parts.items()}
-    return Data(
-        **splits, spec=spec, source=examples.source, bad=(*examples.bad, *bad, *dropped), notes=tuple(notes)
-    )
+    splits = {
+        name: Split(part[list(inputs)], {}, {t.name: targets.encode_target(part[t.name], t) for t in spec.targets})
+        for name, part in parts.items()
+    }
+    return Data(**splits, spec=spec, source=examples.source, bad=(*examples.bad, *bad, *dropped), notes=tuple(notes))
 
 
-def _choose_columns(frame: pd.DataFrame, config: Config) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+def _choose_columns(frame: pd.DataFrame, config: Config) -> tuple[dict[str, Kind], dict[str, Kind], list[str]]:
     """Inputs and targets with their kinds, and notes on what was decided."""
     overrides = columns.parse_kinds("columns", config.columns, columns.INPUT_KINDS)
-    kinds = columns.parse_kinds("target_kinds", config.target_kinds, columns.TARGET_KINDS)
-    columns.require_columns("target", config.targets, list(frame))
-    columns.require_columns("target_kinds", kinds, config.targets)
-    candidates = frame.drop(columns=list(config.targets))
-    if config.data == "sample":
-        candidates = candidates.drop(columns=[name for name in SAMPLE_TARGETS if name in candidates])
-    columns.require_columns("columns", overrides, list(candidates))
-    inputs, notes = columns.choose_inputs(candidates, overrides)
-    if not inputs:
-        raise UserError(f"--columns {config.columns}: no column is left as an input; ignore fewer")
-    columns.require_plain_names(inputs, config.targets)
-    targets = {name: kinds.get(name) or columns.target_kind(name, frame[name]) for name in config.targets}
-    for name, kind in targets.items():
+    wanted, target_notes = targets.choose_targets(frame, config.targets, config.target_kinds)
+    for name, kind in wanted.items():
         if kind not in FITS[config.model]:
-            fitting = ", ".join(model for model, kinds in FITS.items() if kind in kinds)
-            raise UserError(f"--model {config.model}: does not fit the target {name!r}, which is {kind}; use {fitting}")
-        notes.append(f"target {name!r} is taken as {kind}" + ("" if name in kinds else " (--target-kinds changes it)"))
-    return inputs, targets, notes
-
-
-def _classes(part: pd.DataFrame, targets: Mapping[str, str]) -> np.ndarray | None:
-    """The first target with classes keeps their shares in all parts."""
-    names = [name for name, kind in targets.items() if kind in ("binary", "classes")]
-    return columns.classes_to_stratify(part[names[0]]) if names else None
-
-
-def _targets(part: pd.DataFrame, spec: Spec) -> dict[str, np.ndarray]:
-    return {target.name: columns.encode_target(part[target.name], target) for target in spec.targets}
+            fitting = " or ".join(model for model, fits in FITS.items() if kind in fits)
+            raise UserError(f"--model {config.model}: the target {name!r} is taken as {kind}; use --model {fitting}")
+    others = {*wanted, *(SAMPLE_TARGETS if config.data == "sample" else ())}
+    inputs, notes = columns.choose_inputs(frame[[name for name in frame if name not in others]], overrides)
+    return inputs, wanted, [*notes, *target_notes]
 
 
 def preprocess(config: Config, spec: Spec) -> keras.Model:
@@ -205,21 +189,19 @@ def _hidden(vector: keras.KerasTensor, config: Config) -> keras.KerasTensor:
 
 
 def _output(vector: keras.KerasTensor, target: Field, config: Config) -> keras.KerasTensor:
-    """The answer in the target's own terms: a probability for each class or label, f(x) for a perceptron, or a number."""
-    width = len(target.vocabulary) if target.kind in ("classes", "labels") else 1
-    activation = {"binary": "sigmoid", "classes": "softmax", "number": "linear", "labels": "sigmoid"}[target.kind]
+    """A probability for each class or label, f(x) for a perceptron, or a number in the target's own units."""
     output = keras.layers.Dense(
-        width,
-        "linear" if config.model == "perceptron" else activation,
-        # A linear model has one minimum and nothing to break a symmetry for; values never seen in training then weigh 0.
+        len(target.vocabulary) if target.kind in ("classes", "labels") else 1,
+        "linear" if config.model == "perceptron" else targets.ACTIVATIONS[target.kind],
+        # Linear models have no symmetry to break, and from zeros what is never seen in training weighs nothing.
         kernel_initializer="glorot_uniform" if config.model == "mlp" else "zeros",
         kernel_regularizer=make_regularizer(config),
         dtype="float32",
     )(vector)
-    if target.kind == "number":
-        mean, variance = target.statistics["mean"], target.statistics["variance"]
-        output = keras.layers.Rescaling(variance**0.5, mean, dtype="float32")(output)
-    return output
+    if target.kind != "number":
+        return output
+    scale, mean = target.statistics["variance"] ** 0.5, target.statistics["mean"]
+    return keras.layers.Rescaling(scale, mean, dtype="float32")(output)
 
 
 def space(hp: HyperParameters) -> dict[str, Any]:
@@ -254,18 +236,71 @@ def metrics(config: Config, spec: Spec) -> dict[str, list[Any]]:
 
 def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     """Knowing nothing, and gradient boosting on the same columns, for each target on its own."""
-    known = [data.train, data.validation]
-    features, test_features = columns.for_trees(data.spec, [*(split.raw for split in known)]), None
-    raise NotImplementedError
+    import pandas as pd
+
+    features = columns.for_trees(data.spec, pd.concat([data.train.raw, data.validation.raw]))
+    test_features = columns.for_trees(data.spec, data.test.raw)
+    found: dict[str, Metrics] = {}
+    for target in data.spec.targets:
+        known = np.concatenate([data.train.targets[target.name], data.validation.targets[target.name]])
+        prefix = f"{target.name}_" if len(data.spec.targets) > 1 else ""  # as Keras names metrics
+        for name, decided in targets.predict_simply(target, features, known, test_features).items():
+            value = targets.score(target, data.test.targets[target.name], decided)
+            found.setdefault(name, {})[prefix + METRICS[target.kind]] = value
+    return found
 
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
     """For each row a label with its probability, a number, or labels with theirs; several targets by their names."""
-    outputs = trained.outputs(frame)
-    targets = trained.spec.targets
+    outputs, config = trained.outputs(frame), trained.config
+    several, probable = len(trained.spec.targets) > 1, config.model != "perceptron"
     answers: list[Answer] = [{} for _ in range(len(frame))]
-    for target in targets:
-        prefix = f"{target.name}_" if len(targets) > 1 else ""
-        for answer, output in zip(answers, outputs[target.name], strict=True):
-            answer |= _answer(target, output, prefix, trained.config.model == "perceptron")
+    for target in trained.spec.targets:
+        decided = targets.decide(target, outputs[target.name], config.threshold)
+        for row, (output, decision) in enumerate(zip(outputs[target.name], decided, strict=True)):
+            answers[row] |= targets.answer(target, output, decision, several, probable)
     return answers
+
+
+def report(run: Run) -> None:
+    """Where the model errs, and which columns it needs."""
+    from loom import report as draw
+
+    scores = {}
+    for target in run.data.spec.targets:
+        truth, outputs = run.data.test.targets[target.name], run.test_outputs()[target.name]
+        decided = targets.decide(target, outputs, run.config.threshold)
+        measured = {METRICS[target.kind]: targets.score(target, truth, decided)}
+        scores[target.name] = measured | targets.areas_under_curve(target, truth, outputs)
+        if target.kind == "number":
+            figure = draw.predicted_against_true(truth[:, 0], decided[:, 0], target.name)
+            run.figure(f"predictions_{target.name}", figure)
+        elif target.kind != "labels":
+            figure = draw.confusion_matrix(truth[:, 0], decided[:, 0], target.vocabulary)
+            run.figure(f"confusion_matrix_{target.name}", figure)
+    run.table("scores", scores)
+    for target, names, changes in targets.permutation_importance(run, run.config.threshold):
+        metric = f"{METRICS[target.kind].replace('_', ' ')} {'added' if target.kind == 'number' else 'lost'}"
+        title = f"{target.name}: {metric} when a column is shuffled"
+        figure = draw.horizontal_bars(names, changes.mean(axis=1), changes.std(axis=1), title)
+        run.figure(f"importance_{target.name}", figure)
+
+
+APP = App(
+    "tabular",
+    Config,
+    load,
+    preprocess,
+    build,
+    space,
+    baselines,
+    report,
+    predict,
+    loss=loss,
+    metrics=metrics,
+    loss_weights=loss_weights,
+    objective="val_loss",
+)
+
+if __name__ == "__main__":
+    main(APP)

@@ -18,10 +18,10 @@ _ISO = r"^\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}.*)?$"
 class DateFeatures(keras.layers.Layer):
     """An ISO date as its place in time and its places in the year, month, week and day.
 
-    The first feature is (days since 1970-01-01 - mean_day) / scale. Four pairs follow, sin(2πp) and cos(2πp), where p is
-    the month / 12, (day of the month - 1) / 31, weekday / 7 (Monday is 0) and hour / 24 (minutes included), each counted
-    from 0, so that December is next to January. The last feature is 1 where there is no date, and all others are 0 there.
-    Time zones are ignored. TensorFlow backend only, as every operation on strings.
+    The first feature is (days since 1970-01-01 - mean_day) / scale. Four pairs follow, sin(2πp) and cos(2πp), where p
+    is the month / 12, (day of the month - 1) / 31, weekday / 7 (Monday is 0) and hour / 24 (minutes included), months
+    counted from 0, so that December is next to January. The last feature is 1 where there is no date, and all others
+    are 0 there. Time zones are ignored. TensorFlow backend only, as every operation on strings.
 
     Args:
         mean_day: Day that becomes 0.

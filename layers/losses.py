@@ -16,10 +16,10 @@ class PerceptronLoss(keras.losses.Loss):
 
     L(y, f(x)) = max(0, -y · f(x)), y ∈ {-1, 1}
 
-    Unlike the hinge loss max(0, 1 - y · f(x)) it asks for no margin. Its gradient with respect to w, for f(x) = w · x, is
-    -y · x for a misclassified point and 0 for any other, so stochastic gradient descent with batches of one example is the
-    perceptron trick w ← w + rate · y · x (Rosenblatt 1958, The perceptron). A point with f(x) = 0 counts as misclassified:
-    otherwise nothing would ever be learned from weights of zero.
+    Unlike the hinge loss max(0, 1 - y · f(x)) it asks for no margin. Its gradient with respect to w, for f(x) = w · x,
+    is -y · x for a misclassified point and 0 for any other, so stochastic gradient descent with batches of one example
+    is the perceptron trick w ← w + rate · y · x (Rosenblatt 1958, The perceptron). A point with f(x) = 0 counts as
+    misclassified: otherwise nothing would ever be learned from weights of zero.
 
     Args:
         reduction: How the examples' losses become one number, as in every Keras loss.

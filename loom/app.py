@@ -126,7 +126,8 @@ def _import_file(file: AppFile) -> ModuleType:
     loaded = sys.modules.get(file.module)
     if loaded is not None and Path(getattr(loaded, "__file__", None) or "") == file.path:
         return loaded
-    if loaded is not None or importlib.util.find_spec(file.module) is not None:
+    found = None if loaded is not None else importlib.util.find_spec(file.module)
+    if loaded is not None or (found is not None and found.origin != str(file.path)):
         raise UserError(f"{file.path}: another module is named {file.module} already; rename the file")
     spec = importlib.util.spec_from_file_location(file.module, file.path)
     assert spec is not None

@@ -53,9 +53,7 @@ class Recorder(keras.callbacks.Callback):
             self._run.config.epochs, len(self._run.train_batches), lambda: self._run.train_batches.served
         )
         self._run.history[:] = [record["metrics"] for record in self._records]
-        threading.Thread(
-            target=self._watch_first_step, args=(int(self.model.optimizer.iterations),), daemon=True
-        ).start()
+        threading.Thread(target=self._watch_first_step, args=(self._iterations(),), daemon=True).start()
 
     def on_epoch_begin(self, epoch: int, logs: Metrics | None = None) -> None:
         """Order the epoch's examples."""
@@ -104,9 +102,12 @@ class Recorder(keras.callbacks.Callback):
     def _log(self, record: dict[str, Any]) -> None:
         self._tracker.log_metrics(record["metrics"], record["epoch"], record["timestamp"])
 
+    def _iterations(self) -> int:
+        return int(keras.ops.convert_to_numpy(self.model.optimizer.iterations))
+
     def _watch_first_step(self, iterations: int) -> None:
         """A hook for every batch would make the model wait for its own logs; looking at a counter does not."""
-        while int(self.model.optimizer.iterations) == iterations and not self.model.stop_training:
+        while self._iterations() == iterations and not self.model.stop_training:
             time.sleep(FIRST_STEP_POLL)
         self.first_step = time.perf_counter()
         self._progress.first_step()

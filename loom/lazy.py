@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import ModuleType
@@ -40,6 +41,8 @@ class LazyModule(ModuleType):
 
 
 _waiting: dict[str, Callable[[], object]] = {}
+_importing = threading.RLock()
+"""Two threads that put file descriptor 2 aside at once would put it back in the wrong order."""
 
 
 def load(name: str) -> ModuleType:
@@ -48,10 +51,11 @@ def load(name: str) -> ModuleType:
         return importlib.import_module(name)
     for variable, value in ENVIRONMENT.items():
         os.environ.setdefault(variable, value)
-    with silenced_stderr():
-        module = importlib.import_module(name)
-    for imported in [name for name in _waiting if name in sys.modules]:
-        _waiting.pop(imported)()
+    with _importing:
+        with silenced_stderr():
+            module = importlib.import_module(name)
+        for imported in [name for name in _waiting if name in sys.modules]:
+            _waiting.pop(imported)()
     return module
 
 
@@ -66,9 +70,9 @@ def after_import(name: str, action: Callable[[], object]) -> None:
 @contextmanager
 def silenced_stderr() -> Iterator[None]:
     """Hold back what native code writes to file descriptor 2; show it only if the block raises."""
-    sys.stderr.flush()
-    original = os.dup(2)
-    with tempfile.TemporaryFile() as held:
+    with _importing, tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        original = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:
             yield

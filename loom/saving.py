@@ -98,13 +98,13 @@ def _collect_code(file: AppFile, folder: Path) -> list[Path]:
 
 
 def _signature(spec: Spec) -> Any:
-    """Every raw column by name; all may be missing, as they may be in the data."""
+    """Every raw column by name; MLflow's number types would refuse integers and missing values."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema, TensorSpec
+    from mlflow.types.schema import AnyType
 
-    single = len(spec.inputs) == 1
     columns: list[ColSpec | TensorSpec] = [
-        ColSpec(DataType.string if column.is_string else DataType.double, column.name, required=single)
+        ColSpec(DataType.string if column.kind == "text" and len(spec.inputs) == 1 else AnyType(), column.name)
         for column in spec.inputs
     ]
     return ModelSignature(inputs=Schema(columns))

@@ -23,11 +23,7 @@ import tensorflow as tf  # noqa: E402, F401
 def answer(folder: str, rows: list[dict[str, object]]) -> dict[str, object]:
     """Predict with a saved model."""
     model = mlflow.pyfunc.load_model(folder)
-    frame = pd.DataFrame(rows)
-    for column in model.metadata.get_input_schema().inputs:
-        values = frame[column.name] if column.name in frame else pd.Series([None] * len(frame))
-        frame[column.name] = pd.to_numeric(values) if column.type.name == "double" else values.astype(object)
-    answers = model.predict(frame)
+    answers = model.predict(pd.DataFrame(rows))
     return {"answers": answers.to_dict("records"), "code": sys.modules["loom"].__file__}
 
 

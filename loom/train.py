@@ -73,7 +73,7 @@ def train(file: AppFile, config: TrainingConfig, console: Console, start: float,
     try:
         with tempfile.TemporaryDirectory() as folder:
             with progress.phase("preparing data"):
-                run = _prepare(app, config, data, Path(folder))
+                run = prepare(app, config, data, Path(folder))
             with progress.phase("opening the store"):
                 tracker = _reopen(store, resume, run) if resume else _create(store, run)
             with _closed_properly(app.name, tracker, progress):
@@ -82,7 +82,7 @@ def train(file: AppFile, config: TrainingConfig, console: Console, start: float,
         baselines.cancel()
 
 
-def _prepare(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run:
+def prepare(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run:
     """Turn the examples into numbers and build the model."""
     settings = runtime.start(config)
     encode = Encoder(app.preprocess(config, data.spec), data.spec)

@@ -1,4 +1,4 @@
-"""Columns of a table: what each one holds, which become inputs and targets, and how raw values become numbers."""
+"""Input columns of a table: what each one holds, which are used, and how raw values become numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 INPUT_KINDS = ("number", "category", "date", "text", "ignore")
-TARGET_KINDS = ("binary", "classes", "number", "labels")
 FEWEST_ROWS = 20
 """Below, a column without repeated values is not taken for an identifier."""
 NEARLY_ALL = 0.9
@@ -27,12 +26,8 @@ NEARLY_ALL = 0.9
 EXTREME_SKEW = 2.0
 """Skewness from which numbers are compressed before they are scaled (an exponential distribution has 2)."""
 LARGEST_VOCABULARY = 20_000
-MOST_NUMBERED_CLASSES, MOST_CLASSES = 10, 1000
-"""More different whole numbers (strings) in a target are no classes unless `--target-kinds` says so."""
-SEPARATOR = "|"
-"""Between the labels in one cell."""
-FEWEST_TO_STRATIFY = 10
-"""Examples that a class needs for its share to be kept equal in all parts."""
+LOWEST = -1e30
+"""Stands for a missing value, since some of scikit-learn's trees do not take NaN."""
 
 
 def parse_kinds(field: str, text: str, allowed: Collection[str]) -> dict[str, str]:
@@ -81,7 +76,11 @@ def choose_inputs(frame: pd.DataFrame, overrides: Mapping[str, str]) -> tuple[di
 
     Ignored unless `overrides` names them: columns without any value or with one only, and identifiers, which are whole
     numbers that rise from row to row, or single words that are all different.
+
+    Raises:
+        UserError: An override for no column, a name that Keras cannot take, or no input at all.
     """
+    require_columns("columns", overrides, list(frame))
     kinds: dict[str, Kind] = {}
     notes = []
     for name in frame:
@@ -98,7 +97,11 @@ def choose_inputs(frame: pd.DataFrame, overrides: Mapping[str, str]) -> tuple[di
                     f"--columns {name}=number takes it as numbers and lists those rows as bad"
                 )
         if kind != "ignore":
+            if "/" in name:
+                raise UserError(f"--columns {name}=ignore: leave this column out or rename it: a name cannot hold '/'")
             kinds[name] = kind  # type: ignore[assignment]
+    if not kinds:
+        raise UserError(f"--columns: no input is left of {', '.join(frame) or 'no columns'}; {'; '.join(notes)}")
     return kinds, notes
 
 
@@ -209,9 +212,9 @@ def _date_statistics(values: pd.Series) -> dict[str, float]:
 def preprocess_columns(spec: Spec, max_words: int) -> keras.Model:
     """Raw columns to numbers, each column on its own.
 
-    A number becomes (x - mean) / √variance, 0 where missing, and an indicator of missing values if the training part has
-    some; a date the vector of `layers.DateFeatures`, its indicator under the same condition; a category its index, where 0
-    is missing and 1 unknown; a text the indices of its words, zeros at the end.
+    A number becomes (x - mean) / √variance, 0 where missing, and an indicator of missing values if the training part
+    has some; a date the vector of `layers.DateFeatures`, its indicator under the same condition; a category its index,
+    where 0 is missing and 1 unknown; a text the indices of its words, zeros at the end.
 
     Args:
         spec: Inputs as `fit_input` returns them.
@@ -254,76 +257,28 @@ def _preprocess_number(raw: keras.KerasTensor, statistics: Mapping[str, float]) 
     return keras.ops.concatenate([scaled, keras.ops.cast(missing, "float32")], axis=1)
 
 
-def target_kind(name: str, values: pd.Series) -> Kind:
-    """What a target column asks for.
+def for_trees(spec: Spec, frame: pd.DataFrame) -> np.ndarray:
+    """The inputs as decision trees take them, missing values as a number below all others.
 
-    Cells with `|` make it `labels`. Otherwise two different values make it `binary`; 3 to 10 different whole numbers
-    `classes`; any other numbers `number`; up to 1,000 different strings, each four times on average, `classes`.
-
-    Raises:
-        UserError: None of these.
+    Categories become their rank by frequency, dates three numbers (day, month, weekday), and each word a 0 or 1.
     """
-    text = plain(values).dropna()
-    distinct = text.unique()
-    if len(distinct) < 2:
-        held = f"all rows hold {distinct[0]!r}" if len(distinct) else "no row has a value"
-        raise UserError(f"--target {name}: {held}, so there is nothing to learn; name another column")
-    if text.str.contains(SEPARATOR, regex=False).any():
-        return "labels"
-    if len(distinct) == 2:
-        return "binary"
-    if column_kind(distinct) == "number":
-        whole = all(float(value).is_integer() for value in distinct)
-        return "classes" if whole and len(distinct) <= MOST_NUMBERED_CLASSES else "number"
-    if len(distinct) <= min(MOST_CLASSES, len(text) / 4):
-        return "classes"
-    raise UserError(
-        f"--target {name}: its {len(distinct)} different values in {len(text)} rows are no numbers and too many for "
-        f"classes; name another column, or add --target-kinds {name}=classes"
-    )
+    features = np.concatenate([_for_trees(column, frame[column.name]) for column in spec.inputs], axis=1)
+    return np.nan_to_num(features, nan=LOWEST)
 
 
-def fit_target(name: str, kind: Kind, values: pd.Series, training: pd.Series) -> Field:
-    """A target with its class names or labels (from all examples) or its mean and variance (from the training part).
+def _for_trees(column: Field, values: pd.Series) -> np.ndarray:
+    import pandas as pd
 
-    Raises:
-        UserError: Too few classes for the kind, or a number that never varies.
-    """
-    if kind == "number":
-        variance = float(training.var(ddof=0))
-        if not variance > 0:
-            raise UserError(f"--target {name}: all numbers are the same, so there is nothing to learn")
-        return Field(name, kind, statistics={"mean": float(training.mean()), "variance": variance})
-    names = sorted({label for cell in values for label in split_labels(cell, kind)}, key=_numbers_first)
-    fewest, most = {"binary": (2, 2), "classes": (2, len(names)), "labels": (1, len(names))}[kind]
-    if not fewest <= len(names) <= most:
-        raise UserError(f"--target-kinds {name}={kind}: the column holds {len(names)} different values")
-    return Field(name, kind, tuple(names))
-
-
-def split_labels(cell: str, kind: Kind) -> list[str]:
-    """The labels in a cell; of any kind but `labels` a cell is one."""
-    return [label.strip() for label in cell.split(SEPARATOR) if label.strip()] if kind == "labels" else [cell]
-
-
-def _numbers_first(name: str) -> tuple[float, str]:
-    return (float(name), name) if column_kind([name]) == "number" else (float("inf"), name)
-
-
-def encode_target(values: pd.Series, target: Field) -> np.ndarray:
-    """Targets as Keras takes them: (rows, 1) numbers or class indices, or (rows, labels) zeros and ones."""
-    if target.kind == "number":
+    if column.kind == "number":
         return values.to_numpy(np.float32)[:, None]
-    index = {name: position for position, name in enumerate(target.vocabulary)}
-    if target.kind != "labels":
-        return values.map(index).to_numpy(np.int32)[:, None]
-    present = np.zeros((len(values), len(index)), np.float32)
-    for row, cell in enumerate(values):
-        present[row, [index[label] for label in split_labels(cell, target.kind)]] = 1
-    return present
+    if column.kind == "category":
+        rank = {value: index for index, value in enumerate(column.vocabulary)}
+        return values.map(lambda value: np.nan if value is None else rank.get(value, 1)).to_numpy(np.float32)[:, None]
+    if column.kind == "date":
+        dates = pd.to_datetime(values.str[:10], format="%Y-%m-%d")
+        parts = [(dates - pd.Timestamp(0)) / pd.Timedelta(days=1), dates.dt.month, dates.dt.weekday]
+        return np.stack([part.to_numpy(np.float32) for part in parts], axis=1)
+    from sklearn.feature_extraction.text import CountVectorizer
 
-
-def classes_to_stratify(values: pd.Series) -> np.ndarray:
-    """The class of each row; classes too rare to be in every part count as the most common one."""
-    counts = values.map(values.value_counts())
-    return values.where(counts >= FEWEST_TO_STRATIFY, values.mode()[0]).to_numpy()
+    words = CountVectorizer(vocabulary=column.vocabulary[2:], token_pattern=r"[\w']+|[!?]", binary=True)
+    return words.transform(values.fillna("")).toarray().astype(np.float32)

@@ -36,7 +36,7 @@ def test_the_parts_keep_the_shares_of_the_classes(data: Data) -> None:
 
 
 def test_no_example_is_in_two_parts(data: Data) -> None:
-    """The grammar may write a short text twice; whole rows may repeat by chance, but not as many as a leak would give."""
+    """The grammar may write a short text twice, but not as many as a leak would give."""
     train, test = set(data.train.raw["text"]), set(data.test.raw["text"])
     assert len(train & test) < 0.02 * len(test)
 
@@ -44,8 +44,8 @@ def test_no_example_is_in_two_parts(data: Data) -> None:
 def test_the_vocabulary_comes_from_the_training_texts_most_frequent_first(data: Data) -> None:
     vocabulary = data.spec.input("text").vocabulary
     assert vocabulary[:2] == ("", "[UNK]")
-    assert len(vocabulary) == 500
-    assert vocabulary.index("the") < vocabulary.index("not") < 500
+    assert 150 < len(vocabulary) < 500  # the grammar has no more words
+    assert vocabulary.index("the") < vocabulary.index("not")
 
 
 def test_words_become_their_place_in_the_vocabulary(data: Data, encode: Encoder) -> None:
@@ -83,7 +83,7 @@ def test_every_parameter_of_every_encoder_moves_in_one_step(data: Data, encode: 
 @pytest.mark.parametrize(("masked", "changes"), [(True, False), (False, True)])
 def test_padding_changes_the_answer_only_without_a_mask(data: Data, masked: bool, changes: bool) -> None:
     model = sentiment.build(replace(SMALL, encoder="lstm", pooling="last", mask_padding=masked), data.spec)
-    words = np.random.default_rng(0).integers(1, 500, (4, 10)).astype(np.int32)
+    words = np.random.default_rng(0).integers(1, 150, (4, 10)).astype(np.int32)
     outputs = [np.array(model({"words": np.pad(words, ((0, 0), (0, pad)))})["sentiment"]) for pad in (0, 15)]
     assert np.allclose(*outputs, atol=1e-6) != changes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
@@ -47,9 +49,7 @@ def test_shorten_keeps_the_steps_it_says(keep: str, length: int) -> None:
 def bag_by_hand(layer: BagOfWordPairs, words: list[int]) -> np.ndarray:
     tables = [np.array(weight) for weight in layer.weights]
     words = [word for word in words if word]
-    rows = [
-        (40503 * first + 30011 * second) % layer.pair_buckets for first, second in zip(words, words[1:], strict=False)
-    ]
+    rows = [(40503 * first + 30011 * second) % layer.pair_buckets for first, second in itertools.pairwise(words)]
     total = np.zeros(layer.units)
     for table, entries in zip(tables, (set(words), set(rows)), strict=True):
         if entries:

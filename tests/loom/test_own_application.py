@@ -87,6 +87,7 @@ def test_it_trains_is_tracked_and_predicts(folder: Path) -> None:
     assert (Path(outcome.result["model"]) / "code" / "ring.py").read_text() == APPLICATION
     (folder / "ring.py").unlink()  # a model needs nothing but itself
     answers = loom("predict", outcome.result["run_id"], '{"x": 0.1, "y": 0}', '{"x": 3, "y": 3}', "--json", cwd=folder)
+    assert answers.status == 0, answers.errors
     assert [json.loads(line)["near"] for line in answers.output.splitlines()] == [True, False]
 
 

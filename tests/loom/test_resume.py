@@ -48,7 +48,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_never_killed(tmp_path: Path, 
     while killed < kills:
         others = [run for run in run_ids(tmp_path) if run != whole.result["run_id"]]
         arguments = ["--resume", others[0]] if others else list(SETTINGS)
-        # Not before the imports are over: those kills prove nothing. Early in the run at first, so that it does not finish.
+        # Not before the imports are over: those kills prove nothing. Early at first, so that it does not finish.
         latest = duration * (0.5 + 0.4 * killed / kills)
         if not train_and_kill(tmp_path, arguments, rng.uniform(0.25 * duration, latest)):
             break
