@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserError, main
+from loom import App, Data, Field, Metrics, Ragged, Spec, Split, TrainingConfig, UserError, main
 from loom.config import flag
 from loom.data import samples
 from loom.data.sources import read_examples, split_examples
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from loom.trained import Trained
 
 TEXT, SENTIMENT = "text", "sentiment"
+UNKNOWN_WORD = 1
 EXPLAINED, EXPLAINED_WORDS = 6, 80
-"""Predictions that are explained word by word, and the longest text among them."""
+"""Predictions that are explained, and how many of their first words."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,10 @@ def load(config: Config) -> Data:
     parts = split_examples(examples, config, stratify)
     vocabulary = build_vocabulary(parts["train"][TEXT].tolist(), config.vocabulary_size)
     spec = Spec((Field(TEXT, "text", vocabulary),), (target,))
-    splits = {name: Split(part, {}, {SENTIMENT: _numbers(part[SENTIMENT], target)}) for name, part in parts.items()}
-    return Data(**splits, spec=spec, source=examples.source, bad=examples.bad)
+    train, validation, test = (
+        Split(part, {}, {SENTIMENT: _numbers(part[SENTIMENT], target)}) for part in parts.values()
+    )
+    return Data(train, validation, test, spec, examples.source, examples.bad)
 
 
 def _tidy(frame: pd.DataFrame, config: Config) -> pd.DataFrame:
@@ -275,25 +278,32 @@ def explain(trained: Trained, texts: Sequence[str]) -> list[tuple[str, list[str]
     import pandas as pd
 
     frame = pd.DataFrame({TEXT: texts})
+    answers, words = trained.predict(frame), trained.encode(frame)["words"]
+    assert isinstance(words, Ragged)
+    variants = [_without_each_word(words.take(np.array([row]))) for row in range(len(texts))]
+    outputs = trained.outputs_of({"words": Ragged.concatenate(variants)})[SENTIMENT]
+    ends = np.cumsum([len(variant) for variant in variants])
     rows = []
-    for text, answer in zip(texts, trained.predict(frame), strict=True):
-        split = tf.strings.split(layers.standardize_text(tf.constant([text]))).values.numpy()
-        words = [word.decode() for word in split][:EXPLAINED_WORDS]
-        ids = trained.preprocess({TEXT: tf.constant([[text]])})["words"].numpy()[:, : len(words)].astype(np.int32)
-        variants = np.repeat(ids, len(words) + 1, axis=0)
-        variants[np.arange(len(words)), np.arange(len(words))] = 1
-        outputs = trained.outputs_of({"words": variants})[SENTIMENT]
+    for text, answer, changed in zip(texts, answers, np.split(outputs, ends[:-1]), strict=True):
         column = _answered_column(trained.spec.target(SENTIMENT), answer)
-        sign = -1 if column < 0 else 1
-        contributions = sign * (outputs[-1, max(column, 0)] - outputs[:-1, max(column, 0)])
-        rows.append(
-            (
-                "  ".join(f"{value:.3g}" if isinstance(value, float) else value for value in answer.values()),
-                words,
-                contributions,
-            )
-        )
+        contributions = np.sign(column + 0.5) * (changed[-1, max(column, 0)] - changed[:-1, max(column, 0)])
+        heading = "  ".join(f"{value:.3g}" if isinstance(value, float) else value for value in answer.values())
+        rows.append((heading, _split(text)[: len(contributions)], contributions))
     return rows
+
+
+def _without_each_word(words: Ragged) -> Ragged:
+    """One text with each of its first words unknown in turn, and the text as it is."""
+    length = int(words.lengths[0])
+    count = min(length, EXPLAINED_WORDS)
+    rows = np.repeat(words.padded(np.array([0]), length), count + 1, axis=0)
+    rows[np.arange(count), np.arange(count)] = UNKNOWN_WORD
+    return Ragged(rows.ravel(), np.arange(count + 2) * length)
+
+
+def _split(text: str) -> list[str]:
+    words = tf.strings.split(layers.standardize_text(tf.constant([text]))).values.numpy()
+    return [word.decode() for word in words]
 
 
 def _answered_column(target: Field, answer: Answer) -> int:

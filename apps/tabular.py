@@ -99,8 +99,10 @@ def load(config: Config) -> Data:
     examples = read_examples(config, samples.passengers, (), ())
     own_test = examples.test is not None
     whole = pd.concat([examples.train, examples.test], ignore_index=True) if own_test else examples.train
+    names = targets.output_names(config.targets, list(whole))
     inputs, wanted, notes = _choose_columns(whole, config)
-    rows, bad, dropped = columns.tidy(whole, inputs, wanted, examples.where)
+    wanted = {names[name]: kind for name, kind in wanted.items()}
+    rows, bad, dropped = columns.tidy(whole.rename(columns=names), inputs, wanted, examples.where)
     check_bad(bad, len(whole), config.max_bad, f"rows of {config.data}")
     if dropped:
         notes.append(f"{len(dropped)} of {len(whole)} rows are left out because a target is missing")
@@ -117,7 +119,7 @@ def load(config: Config) -> Data:
         tuple(targets.fit_target(name, kind, rows[name], known[name]) for name, kind in wanted.items()),
     )
     splits = {
-        name: Split(part[list(inputs)], {}, {t.name: targets.encode_target(part[t.name], t) for t in spec.targets})
+        name: Split(part, {}, {t.name: targets.encode_target(part[t.name], t) for t in spec.targets})
         for name, part in parts.items()
     }
     return Data(**splits, spec=spec, source=examples.source, bad=(*examples.bad, *bad, *dropped), notes=tuple(notes))

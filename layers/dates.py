@@ -69,8 +69,8 @@ class DateFeatures(keras.layers.Layer):
         ]
         waves = [wave(2 * math.pi * place) for place in cycles for wave in (ops.sin, ops.cos)]
         time = (ops.cast(days, "float32") - self.mean_day) / self.scale
-        valid = ops.cast(known, "float32")
-        return ops.concatenate([valid * ops.concatenate([time, *waves], axis=1), 1 - valid], axis=1)
+        features = ops.where(known, ops.concatenate([time, *waves], axis=1), 0.0)
+        return ops.concatenate([features, ops.cast(~known, "float32")], axis=1)
 
     def compute_output_spec(self, dates: keras.KerasTensor) -> keras.KerasTensor:
         """Ten numbers for each date."""

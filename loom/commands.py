@@ -61,7 +61,8 @@ def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
     rows = [row for text in inputs for row in _read_rows(text, spec)]
     process = FreshProcess()
     try:
-        answers = process.predict(model, rows)
+        process.ask(model, rows)
+        answers = process.answers(model)
     finally:
         process.close()
     for row, answer in zip(rows, answers, strict=True):

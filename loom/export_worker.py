@@ -77,14 +77,23 @@ class Exporter:
         """Raw examples all at once and alone, so that no number of examples and no length is a constant."""
 
     def write(self, name: str) -> dict[str, Any]:
-        """Write and check one format; returns its description."""
+        """Write and check one format; returns its description.
+
+        Raises:
+            UserError: The model cannot be converted, or the file gives other outputs.
+        """
         writers: dict[str, Callable[[], dict[str, Any]]] = {
             "keras": self.keras,
             "savedmodel": self.savedmodel,
             "onnx": self.onnx,
             "litert": self.litert,
         }
-        return {"format": name, **writers[name]()}
+        try:
+            return {"format": name, **writers[name]()}
+        except UserError:
+            raise
+        except Exception as error:  # each converter raises classes of its own
+            raise UserError(f"{name}: this model cannot be converted: {_first_line(error)}") from error
 
     def keras(self) -> dict[str, Any]:
         """Raw columns to answers, for Keras with our layers."""

@@ -35,20 +35,23 @@ class FreshProcess:
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
 
-    def predict(self, model: Path, rows: list[dict[str, Any]]) -> list[Answer]:
-        """Answers of a saved model to raw examples.
+    def ask(self, model: Path, rows: list[dict[str, Any]]) -> None:
+        """Let a saved model answer raw examples, in the background."""
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"model": str(model), "rows": rows}) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died while starting: `answers` says why
+
+    def answers(self, model: Path) -> list[Answer]:
+        """Answers to the examples of the last `ask`.
 
         Raises:
             UserError: The model refused the examples.
             RuntimeError: The process died, or used other code than the model's own.
         """
-        assert self._process.stdin is not None
         assert self._process.stdout is not None
-        try:
-            self._process.stdin.write(json.dumps({"model": str(model), "rows": rows}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it died while starting: what it printed is raised below
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"the scoring process died:\n{self._error_text()}")

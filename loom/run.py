@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,15 @@ import numpy as np
 from loom.app import App, Metrics
 from loom.config import TrainingConfig
 from loom.data.pipeline import Batches, Data, Split, bucket_lengths
+from loom.lazy import keras
 from loom.trained import Trained
 
 if TYPE_CHECKING:
-    import keras
     from matplotlib.figure import Figure
 
     from loom.runtime import Runtime
+
+TEST_BATCH = 4096
 
 
 @dataclass
@@ -49,16 +52,18 @@ class Run:
         seed = self.config.seed if shuffle else None
         return Batches(split.inputs, split.targets, self.config.batch_size, self.buckets, seed)
 
-    @property
+    @cached_property
     def trained(self) -> Trained:
-        """The model as it is now, from raw examples to answers."""
+        """The model, from raw examples to answers; it goes on learning while `model` does."""
         return Trained(self.app, self.config, self.data.spec, self.model)
 
     def test_outputs(self) -> dict[str, np.ndarray]:
         """The model's outputs for the test examples, in their order; computed once."""
-        if not hasattr(self, "_test_outputs"):
-            self._test_outputs = self.trained.outputs_of(self.data.test.inputs)
         return self._test_outputs
+
+    @cached_property
+    def _test_outputs(self) -> dict[str, np.ndarray]:
+        return self.trained.outputs_of(self.data.test.inputs)
 
     def figure(self, name: str, figure: Figure) -> None:
         """Keep a figure for the run's report."""
@@ -68,6 +73,19 @@ class Run:
         """Keep a JSON value for the run's report."""
         text = json.dumps(value, indent=2, ensure_ascii=False, default=float)
         (self.folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def test(run: Run) -> Metrics:
+    """Loss and metrics on the test examples, from the outputs that the report shows: one pass serves both.
+
+    The loss is the data's alone, without the penalties of regularizers.
+    """
+    outputs, resolve = run.test_outputs(), partial(run.app.resolve, config=run.config, spec=run.data.spec)
+    inputs = {name: keras.Input(values.shape[1:], name=name) for name, values in outputs.items()}
+    judge = keras.Model(inputs, {name: keras.layers.Identity()(tensor) for name, tensor in inputs.items()})
+    judge.compile(loss=resolve("loss"), metrics=resolve("metrics"), loss_weights=resolve("loss_weights"))
+    targets = dict(run.data.test.targets)
+    return dict(judge.evaluate(outputs, targets, batch_size=TEST_BATCH, return_dict=True, verbose=0))
 
 
 def fit(run: Run) -> None:

@@ -71,6 +71,11 @@ class Store:
         location = (self.folder / "artifacts" / name).as_uri() if self.is_local else None
         return client.create_experiment(name, artifact_location=location)
 
+    def check_resumable(self, run_id: str) -> None:
+        """Refuse to resume a run that is finished."""
+        if self.run(run_id).info.status == "FINISHED":
+            raise UserError(f"--resume {run_id}: the run is finished; `--from-run` trains its settings again")
+
     def run(self, run_id: str) -> MlflowRun:
         """Run of that id, or of a name or an unambiguous beginning of an id.
 
@@ -113,10 +118,8 @@ class Tracker:
         """Go on with a run that was stopped.
 
         Raises:
-            UserError: The run is finished, or another process is still at it.
+            UserError: Another process is still at it.
         """
-        if run.info.status == "FINISHED":
-            raise UserError(f"--resume {run.info.run_id}: the run is finished; `--from-run` trains its settings again")
         tracker = cls(store, run)
         tracker.client.update_run(tracker.run_id, status="RUNNING")
         return tracker

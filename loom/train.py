@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from loom import checkpoint, lazy, report, runtime
-from loom.app import App, AppFile, Metrics, load_app
+from loom.app import Answer, App, AppFile, Metrics, load_app
 from loom.background import Baselines
 from loom.config import TrainingConfig, changed_fields
 from loom.data.encode import Encoder
@@ -23,7 +23,7 @@ from loom.data.pipeline import Data
 from loom.errors import UserError
 from loom.fresh import TOLERANCE, FreshProcess, largest_difference
 from loom.progress import Progress
-from loom.run import Run, fit
+from loom.run import Run, fit, test
 from loom.saving import MODEL, save_model
 from loom.tracking import Store, Tracker, read_json, run_tags
 
@@ -65,6 +65,8 @@ def train(file: AppFile, config: TrainingConfig, console: Console, start: float,
     app = load_app(file)
     store = Store()
     store.check_writable()
+    if resume:
+        store.check_resumable(resume)
     progress = Progress(console, start)
     lazy.after_import("tensorflow", lambda: runtime.start(config))
     with progress.phase("reading data"):
@@ -131,16 +133,18 @@ def _complete(training: Training) -> dict[str, Any]:
         with progress.phase("training"):
             recorder = _fit(training)
         with progress.phase("testing"):
-            run.test_metrics = run.model.evaluate(run.batches(run.data.test).dataset(), return_dict=True, verbose=0)
+            run.test_metrics = test(run)
         with progress.phase("saving the model"):
             model = _save(training)
+        examples = run.data.test.raw.head(CHECKED_ROWS)
+        fresh.ask(model, as_records(examples))
+        with progress.phase("report"):
+            report.draw(run)
+            tracker.log_folder(run.folder, "report")
         with progress.phase("checking the saved model"):
-            difference = _check(run, fresh, model)
+            difference = _check(run, examples, fresh.answers(model))
     finally:
         fresh.close()
-    with progress.phase("report"):
-        report.draw(run)
-        tracker.log_folder(run.folder, "report")
     with progress.phase("waiting for the baselines"):
         baselines = training.baselines.result()
     return _conclude(training, recorder, baselines, difference)
@@ -176,16 +180,14 @@ def _save(training: Training) -> Path:
     return training.tracker.local_copy(MODEL)
 
 
-def _check(run: Run, fresh: FreshProcess, model: Path) -> float:
-    """Let a fresh process answer raw test examples with the saved model; returns the largest difference.
+def _check(run: Run, examples: pd.DataFrame, answers: list[Answer]) -> float:
+    """Compare the answers of a fresh process, which loaded the saved model, with the trained model's own.
 
     Raises:
-        RuntimeError: Its answers are not those of the training process.
+        RuntimeError: They differ by more than two processes' arithmetic does.
     """
-    rows = run.data.test.raw.head(CHECKED_ROWS)
-    expected = run.trained.predict(rows)
-    difference = largest_difference(expected, fresh.predict(model, as_records(rows)))
-    if difference > TOLERANCE[run.runtime.precision]:
+    difference = largest_difference(run.trained.predict(examples), answers)
+    if not difference <= TOLERANCE[run.runtime.precision]:
         raise RuntimeError(f"the saved model's answers differ from the trained model's by {difference:.3g}")
     return difference
 

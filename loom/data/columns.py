@@ -87,11 +87,12 @@ def choose_inputs(frame: pd.DataFrame, overrides: Mapping[str, str]) -> tuple[di
         kind = overrides.get(name)
         if kind is None:
             text = plain(frame[name])
-            if why := _why_useless(text):
+            strays = _strays_among_numbers(text)
+            if not strays and (why := _why_useless(text)):
                 notes.append(f"column {name!r} is ignored: {why}; --columns {name}=KIND uses it")
                 continue
             kind = column_kind(text)
-            if kind in ("category", "text") and (strays := _strays_among_numbers(text)):
+            if strays:
                 notes.append(
                     f"column {name!r} is taken as {kind} because of values such as {strays[0]!r}; "
                     f"--columns {name}=number takes it as numbers and lists those rows as bad"
@@ -122,6 +123,7 @@ def _why_useless(text: pd.Series) -> str:
 
 
 def _strays_among_numbers(text: pd.Series) -> list[str]:
+    """The values that are no numbers, where nearly all are."""
     import pandas as pd
 
     known = text.dropna()
@@ -276,7 +278,7 @@ def _for_trees(column: Field, values: pd.Series) -> np.ndarray:
         return values.map(lambda value: np.nan if value is None else rank.get(value, 1)).to_numpy(np.float32)[:, None]
     if column.kind == "date":
         dates = pd.to_datetime(values.str[:10], format="%Y-%m-%d")
-        parts = [(dates - pd.Timestamp(0)) / pd.Timedelta(days=1), dates.dt.month, dates.dt.weekday]
+        parts = [(dates - pd.Timestamp(0)) / pd.Timedelta(days=1), dates.dt.month, dates.dt.day_of_week]
         return np.stack([part.to_numpy(np.float32) for part in parts], axis=1)
     from sklearn.feature_extraction.text import CountVectorizer
 

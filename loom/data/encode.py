@@ -32,7 +32,8 @@ class Encoder:
         self._ragged = {name for name, tensor in preprocess.output.items() if None in tensor.shape[1:]}
         dtypes = {column.name: tf.string if column.is_string else tf.float32 for column in spec.inputs}
         signature = {name: tf.TensorSpec((None, 1), dtype) for name, dtype in dtypes.items()}
-        self._run = tf.function(preprocess, input_signature=[signature])
+        # Traced here, once: threads that call an untraced function trace it once each.
+        self._run = tf.function(preprocess, input_signature=[signature]).get_concrete_function()
 
     def __call__(self, frame: pd.DataFrame) -> dict[str, Column]:
         """Numbers of every row, by the names of the core model's inputs."""

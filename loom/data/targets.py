@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -49,19 +49,31 @@ def choose_targets(frame: pd.DataFrame, names: Sequence[str], overrides: str) ->
         overrides: Kinds that are not to be guessed, as in `--target-kinds`.
 
     Raises:
-        UserError: No such column, a name that cannot be recorded, or a column that cannot be predicted.
+        UserError: No such column, or a column that cannot be predicted.
     """
     given = parse_kinds("target_kinds", overrides, TARGET_KINDS)
     require_columns("target", names, list(frame))
     require_columns("target_kinds", given, names)
-    for name in names:
-        if not re.fullmatch(r"[\w .:-]+", name):  # what MLflow takes in the name of a metric, less Keras' "/"
-            raise UserError(
-                f"--target {name}: rename the column; only letters, digits, spaces and _ . : - can be recorded"
-            )
     kinds = {name: given.get(name) or target_kind(name, frame[name]) for name in names}
     notes = [f"target {name!r} is taken as {kind}; --target-kinds changes it" for name, kind in kinds.items()]
     return kinds, [note for name, note in zip(names, notes, strict=True) if name not in given]
+
+
+def output_names(names: Sequence[str], taken: Collection[str]) -> dict[str, str]:
+    """What each target is called as an output of the model, where TensorFlow takes only ASCII letters, digits, `_.-`.
+
+    Args:
+        names: Columns to predict.
+        taken: Names of the other columns.
+
+    Raises:
+        UserError: Two columns would have the same name.
+    """
+    outputs = {name: re.sub(r"[^A-Za-z0-9_.-]+", "_", name) for name in names}
+    for name, output in outputs.items():
+        if list(outputs.values()).count(output) > 1 or (output != name and output in taken):
+            raise UserError(f"--target {name}: another column is called {output!r}, as this one would be; rename one")
+    return outputs
 
 
 def target_kind(name: str, values: pd.Series) -> Kind:
