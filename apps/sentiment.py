@@ -185,9 +185,7 @@ def _recurrent(words: keras.KerasTensor, config: Config, vocabulary_size: int) -
         sequences = number < config.depth - 1 or config.pooling != "last"
         layer = kind(config.units, return_sequences=sequences, recurrent_dropout=config.recurrent_dropout)
         vectors = (layers.Bidirectional(layer) if config.bidirectional else layer)(vectors)
-    if config.pooling == "mean":
-        return keras.layers.GlobalAveragePooling1D()(vectors)
-    return layers.MaskedMaxPooling1D()(vectors) if config.pooling == "max" else vectors
+    return vectors if config.pooling == "last" else layers.MaskedPooling1D(config.pooling)(vectors)
 
 
 def space(hp: HyperParameters) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from layers.dates import DateFeatures
 from layers.losses import PerceptronLoss
 from layers.recurrent import GRU, LSTM, Bidirectional, Elman, Stacked
-from layers.text import BagOfWordPairs, MaskedMaxPooling1D, Shorten, standardize_text
+from layers.text import BagOfWordPairs, MaskedPooling1D, Shorten, standardize_text
 
 __all__ = [
     "GRU",
@@ -12,7 +12,7 @@ __all__ = [
     "Bidirectional",
     "DateFeatures",
     "Elman",
-    "MaskedMaxPooling1D",
+    "MaskedPooling1D",
     "PerceptronLoss",
     "Shorten",
     "Stacked",

@@ -177,29 +177,45 @@ def _sum_of_set(table: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")
-class MaskedMaxPooling1D(keras.layers.Layer):
-    """Largest value of each feature over the steps that are not masked.
+class MaskedPooling1D(keras.layers.Layer):
+    """Largest value or mean of each feature over the steps that are not masked.
 
-    `keras.layers.GlobalMaxPooling1D` takes padded steps for real ones, so that a negative feature never wins.
+    `keras.layers.GlobalMaxPooling1D` takes padded steps for real ones, so that a negative feature never wins;
+    `keras.layers.GlobalAveragePooling1D` gives NaN where every step is masked.
+
+    Args:
+        mode: `max` or `mean`.
 
     Call arguments:
         sequence: `(batch, time, features)`.
         mask: Booleans `(batch, time)`, True for real steps; all steps by default.
 
     Output shape: `(batch, features)`; zeros where every step is masked.
+
+    Example:
+        >>> sequence = keras.ops.array([[[-1.0], [-3.0], [0.0]]])
+        >>> MaskedPooling1D("max")(sequence, mask=keras.ops.array([[True, True, False]])).numpy().tolist()
+        [[-1.0]]
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, mode: Literal["max", "mean"], **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if mode not in ("max", "mean"):
+            raise ValueError(f"mode must be 'max' or 'mean', not {mode!r}")
+        self.mode = mode
         self.supports_masking = True
 
     def call(self, sequence: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool over time."""
         if mask is None:
-            return ops.max(sequence, axis=1)
-        lowest = ops.cast(-3e4, sequence.dtype)  # within float16
-        pooled = ops.max(ops.where(ops.expand_dims(mask, -1), sequence, lowest), axis=1)
-        return ops.where(ops.any(mask, axis=1, keepdims=True), pooled, ops.zeros_like(pooled))
+            return ops.max(sequence, axis=1) if self.mode == "max" else ops.mean(sequence, axis=1)
+        valid = ops.expand_dims(mask, -1)
+        if self.mode == "mean":
+            total = ops.sum(ops.where(valid, sequence, ops.zeros_like(sequence)), axis=1)
+            return total / ops.maximum(ops.sum(ops.cast(valid, sequence.dtype), axis=1), 1)
+        lowest = ops.full_like(sequence, -3e4)  # within float16
+        pooled = ops.max(ops.where(valid, sequence, lowest), axis=1)
+        return ops.where(ops.any(valid, axis=1), pooled, ops.zeros_like(pooled))
 
     def compute_mask(self, sequence: Tensor, mask: Tensor | None = None) -> None:
         """No time, no mask."""
@@ -208,3 +224,7 @@ class MaskedMaxPooling1D(keras.layers.Layer):
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
         """One value for each feature."""
         return (input_shape[0], input_shape[2])
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "mode": self.mode}

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from layers import BagOfWordPairs, MaskedMaxPooling1D, Shorten, standardize_text
+from layers import BagOfWordPairs, MaskedPooling1D, Shorten, standardize_text
 
 needs_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="operations on strings")
 
@@ -87,21 +87,23 @@ def test_impossible_bags_are_refused(arguments: tuple[int, ...]) -> None:
         BagOfWordPairs(*arguments)
 
 
-def test_masked_steps_never_win_the_maximum() -> None:
+@pytest.mark.parametrize("mode", ["max", "mean"])
+def test_pooling_sees_only_steps_that_are_not_masked(mode: str) -> None:
     sequence = -np.random.default_rng(2).uniform(1, 2, (3, 5, 4)).astype(np.float32)
     mask = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
-    spoiled = np.where(mask[..., None], sequence, 0)
-    pooled = np.array(MaskedMaxPooling1D()(spoiled, mask=mask))
-    np.testing.assert_allclose(pooled[0], sequence[0, :2].max(axis=0))
-    np.testing.assert_allclose(pooled[1], sequence[1].max(axis=0))
+    pooled = np.array(MaskedPooling1D(mode)(np.where(mask[..., None], sequence, 0), mask=mask))
+    expected = getattr(np, mode)
+    np.testing.assert_allclose(pooled[0], expected(sequence[0, :2], axis=0), rtol=1e-6)
+    np.testing.assert_allclose(pooled[1], expected(sequence[1], axis=0), rtol=1e-6)
     np.testing.assert_array_equal(pooled[2], 0)
+    np.testing.assert_allclose(np.array(MaskedPooling1D(mode)(sequence)), expected(sequence, axis=1), rtol=1e-6)
 
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_model_with_these_layers_trains_and_reloads(tmp_path, jit: bool) -> None:
     words = keras.Input((None,), dtype="int32")
     bag = BagOfWordPairs(50, 4, 64, embeddings_regularizer="l2")(Shorten(6, "ends")(words))
-    pooled = MaskedMaxPooling1D()(keras.layers.Embedding(50, 4, mask_zero=True)(words))
+    pooled = MaskedPooling1D("max")(keras.layers.Embedding(50, 4, mask_zero=True)(words))
     model = keras.Model(words, keras.layers.Dense(1)(keras.layers.Concatenate()([bag, pooled])))
     model.compile("adam", "mse", jit_compile=jit)
     texts = np.random.default_rng(3).integers(0, 50, (16, 8)).astype(np.int32)

@@ -1,0 +1,94 @@
+"""What tracking, checkpoints and reports cost: the same training with and without them, epoch by epoch in turn.
+
+python benchmarks/tracking.py [--data DATA] [--data-dir DIR] [--quick] [--json FILE]
+
+Inside training: epochs of the same model with plain `keras.Model.fit` and with the run's callbacks (metrics to MLflow, whole-state
+checkpoint), interleaved; the medians are compared. Outside: opening the store, drawing and recording the report, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from rich.console import Console
+
+from apps.sentiment import APP, Config, load
+from loom import report, runtime
+from loom.progress import Progress
+from loom.run import Run, fit, test
+from loom.tracking import Store, Tracker, run_tags
+from loom.train import prepare
+
+EPOCHS = 5
+"""Epochs of one training; its last has to wait for its own record, the others are recorded beside the next."""
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="sample")
+    parser.add_argument("--data-dir", default="")
+    parser.add_argument("--quick", action="store_true", help="one pair of trainings instead of seven")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    options = parser.parse_args()
+    if options.data_dir:
+        options.data_dir = str(Path(options.data_dir).resolve())
+    config = Config(data=options.data, data_dir=options.data_dir, epochs=EPOCHS, patience=0)
+    with tempfile.TemporaryDirectory() as folder:
+        os.chdir(folder)
+        (Path(folder) / "report").mkdir()
+        result = _measure(config, Path(folder) / "report", pairs=1 if options.quick else 7)
+    print("| part | without | with | cost |\n|---|---|---|---|")
+    print("| an epoch, s | {plain:.3f} | {tracked:.3f} | {percent:.2f} % |".format(**result))
+    print("| store and report, s | | {outside:.2f} | |".format(**result))
+    if options.json:
+        result["versions"] = {package: version(package) for package in ("keras", "tensorflow", "mlflow")}
+        result["machine"] = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _measure(config: Config, folder: Path, pairs: int) -> dict[str, float]:
+    runtime.start(config)
+    run = prepare(APP, config, load(config), folder)
+    start = time.perf_counter()
+    store = Store()
+    tracker = Tracker.create(store, APP.name, config, run_tags(APP.name, "train", "cpu", config.cores), "cost")
+    opening = time.perf_counter() - start
+    from loom.callbacks import Recorder
+
+    progress = Progress(Console(quiet=True), time.perf_counter())
+    plain, tracked = [], []
+    fit(run)  # compiles
+    for _ in range(pairs):
+        plain.append(_epoch(run, []))
+        recorder = Recorder(run, tracker, progress, None)
+        tracked.append(_epoch(run, [recorder]))
+    test(run)
+    start = time.perf_counter()
+    report.draw(run)
+    tracker.log_folder(folder, "report")
+    drawing = time.perf_counter() - start
+    tracker.finish()
+    middle, costly = statistics.median(plain), statistics.median(tracked)
+    percent = 100 * statistics.median(b / a - 1 for a, b in zip(plain, tracked, strict=True))
+    return {"plain": middle, "tracked": costly, "percent": percent, "outside": opening + drawing}
+
+
+def _epoch(run: Run, callbacks: list) -> float:
+    """Seconds of one epoch, on average over one training."""
+    run.callbacks[:] = callbacks
+    start = time.perf_counter()
+    fit(run)
+    return (time.perf_counter() - start) / EPOCHS
+
+
+if __name__ == "__main__":
+    main()
