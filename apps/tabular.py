@@ -6,11 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserError, main
 from loom.data import columns, samples, targets
-from loom.data.sources import Examples, read_examples, split_examples
+from loom.data.sources import read_examples, split_examples
 from loom.data.tables import check_bad
 from loom.data.targets import LOSSES, METRICS, TARGET_KINDS
 from loom.lazy import keras, layers
@@ -94,11 +92,8 @@ class Config(TrainingConfig):
 
 def load(config: Config) -> Data:
     """The table's usable rows in three parts, and what the training part says about each column."""
-    import pandas as pd
-
     examples = read_examples(config, samples.passengers, (), ())
-    own_test = examples.test is not None
-    whole = pd.concat([examples.train, examples.test], ignore_index=True) if own_test else examples.train
+    whole = examples.whole
     names = targets.output_names(config.targets, list(whole))
     inputs, wanted, notes = _choose_columns(whole, config)
     wanted = {names[name]: kind for name, kind in wanted.items()}
@@ -106,12 +101,9 @@ def load(config: Config) -> Data:
     check_bad(bad, len(whole), config.max_bad, f"rows of {config.data}")
     if dropped:
         notes.append(f"{len(dropped)} of {len(whole)} rows are left out because a target is missing")
-    train, test = rows[rows.index < len(examples.train)], rows[rows.index >= len(examples.train)]
     classes = next((name for name, kind in wanted.items() if kind in ("binary", "classes")), None)
     parts = split_examples(
-        Examples(train, test if own_test else None, examples.source),
-        config,
-        lambda part: targets.classes_to_stratify(part[classes]) if classes else None,
+        examples.take(rows), config, lambda part: targets.classes_to_stratify(part[classes]) if classes else None
     )
     known = parts["train"]
     spec = Spec(
@@ -158,11 +150,13 @@ def build(config: Config, spec: Spec) -> keras.Model:
 
 def _embed(numbers: keras.KerasTensor, column: Field, config: Config) -> keras.KerasTensor:
     """A learned vector for a category, or for the set of a text's words."""
-    size = len(column.vocabulary)
+    size, units = len(column.vocabulary), config.embedding_units
+    # Vectors of length 1 count as much as a scaled number from the first step; Keras' default is a tenth of that.
+    start = keras.initializers.VarianceScaling(mode="fan_out")
     if column.kind == "category":
-        return keras.layers.Flatten()(keras.layers.Embedding(size, config.embedding_units)(numbers))
+        return keras.layers.Flatten()(keras.layers.Embedding(size, units, embeddings_initializer=start)(numbers))
     if column.kind == "text":
-        return layers.BagOfWordPairs(size, config.embedding_units, pair_buckets=0)(numbers)
+        return layers.BagOfWordPairs(size, units, pair_buckets=0, embeddings_initializer=start)(numbers)
     return numbers
 
 
@@ -241,37 +235,25 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     import pandas as pd
 
     features = columns.for_trees(data.spec, pd.concat([data.train.raw, data.validation.raw]))
-    test_features = columns.for_trees(data.spec, data.test.raw)
-    found: dict[str, Metrics] = {}
-    for target in data.spec.targets:
-        known = np.concatenate([data.train.targets[target.name], data.validation.targets[target.name]])
-        prefix = f"{target.name}_" if len(data.spec.targets) > 1 else ""  # as Keras names metrics
-        for name, decided in targets.predict_simply(target, features, known, test_features).items():
-            value = targets.score(target, data.test.targets[target.name], decided)
-            found.setdefault(name, {})[prefix + METRICS[target.kind]] = value
-    return found
+    return targets.measure_simple_methods(data, features, columns.for_trees(data.spec, data.test.raw))
 
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
     """For each row a label with its probability, a number, or labels with theirs; several targets by their names."""
-    outputs, config = trained.outputs(frame), trained.config
-    several, probable = len(trained.spec.targets) > 1, config.model != "perceptron"
-    answers: list[Answer] = [{} for _ in range(len(frame))]
-    for target in trained.spec.targets:
-        decided = targets.decide(target, outputs[target.name], config.threshold)
-        for row, (output, decision) in enumerate(zip(outputs[target.name], decided, strict=True)):
-            answers[row] |= targets.answer(target, output, decision, several, probable)
-    return answers
+    config: Any = trained.config
+    outputs, probable = trained.outputs(frame), config.model != "perceptron"
+    return targets.answers(trained.spec.targets, outputs, config.threshold, probable)
 
 
 def report(run: Run) -> None:
     """Where the model errs, and which columns it needs."""
     from loom import report as draw
 
+    config: Any = run.config
     scores = {}
     for target in run.data.spec.targets:
         truth, outputs = run.data.test.targets[target.name], run.test_outputs()[target.name]
-        decided = targets.decide(target, outputs, run.config.threshold)
+        decided = targets.decide(target, outputs, config.threshold)
         measured = {METRICS[target.kind]: targets.score(target, truth, decided)}
         scores[target.name] = measured | targets.areas_under_curve(target, truth, outputs)
         if target.kind == "number":
@@ -281,7 +263,7 @@ def report(run: Run) -> None:
             figure = draw.confusion_matrix(truth[:, 0], decided[:, 0], target.vocabulary)
             run.figure(f"confusion_matrix_{target.name}", figure)
     run.table("scores", scores)
-    for target, names, changes in targets.permutation_importance(run, run.config.threshold):
+    for target, names, changes in targets.permutation_importance(run, config.threshold):
         metric = f"{METRICS[target.kind].replace('_', ' ')} {'added' if target.kind == 'number' else 'lost'}"
         title = f"{target.name}: {metric} when a column is shuffled"
         figure = draw.horizontal_bars(names, changes.mean(axis=1), changes.std(axis=1), title)

@@ -2,8 +2,8 @@
 
 python benchmarks/sentiment.py --data-dir DIR_WITH_TFDS_DATA [--quick] [--json FILE]
 
-Every row is one `loom train sentiment` command, from the shell's point of view: imports, reading, baselines, reports, saving and the
-check of the saved model are all in its time. `--quick` runs the built-in data instead.
+Every row is one `loom train sentiment` command, from the shell's point of view: imports, reading, baselines, reports,
+saving and the check of the saved model are all in its time. `--quick` runs the built-in data instead.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 python benchmarks/tracking.py [--data DATA] [--data-dir DIR] [--quick] [--json FILE]
 
-Inside training: epochs of the same model with plain `keras.Model.fit` and with the run's callbacks (metrics to MLflow, whole-state
-checkpoint), interleaved; the medians are compared. Outside: opening the store, drawing and recording the report, in seconds.
+Inside training: the same model with plain `keras.Model.fit` and with the callbacks of a run (metrics to MLflow,
+whole-state checkpoint) in turn; medians. Outside: opening the store, drawing and recording the report.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class BagOfWordPairs(keras.layers.Layer):
 
 
 def _sum_of_set(table: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
-    """Sum of the table's rows that are among the valid `rows` (batch, time), each once, over the root of their number."""
+    """Sum of the table's rows among the valid `rows` (batch, time), each once, over the root of their number."""
     ordered = ops.sort(ops.where(valid, rows, -1), axis=1)
     first = ops.concatenate([ordered[:, :1] >= 0, ordered[:, 1:] != ordered[:, :-1]], axis=1)
     vectors = ops.take(table, ops.maximum(ordered, 0), axis=0)

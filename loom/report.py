@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_CLASSES_WITH_NUMBERS = 20
 """Above this, the cells of a confusion matrix are too small to write in."""
+WORD_SIZE = 8
+"""Points; of words in figures of texts."""
 
 
 def draw(run: Run) -> None:
@@ -110,7 +112,8 @@ def colored_words(rows: Sequence[tuple[str, Sequence[str], np.ndarray]], title: 
         rows: For each text a heading, its words, and one contribution per word.
         title: Title of the figure.
     """
-    width, line_length = 9.0, 95
+    width = 9.0
+    line_length = int(width * 72 / (0.61 * WORD_SIZE))  # a DejaVu Sans Mono character is 0.602 of its size wide
     lines = [_wrap(words, values, line_length) for _, words, values in rows]
     height = 0.26 * sum(len(wrapped) + 2 for wrapped in lines) + 0.6
     figure, (axis,) = new_figure(1, width, height)
@@ -143,15 +146,16 @@ def _draw_lines(axis: Axes, lines: list[list[tuple[str, float]]], y: int, limit:
     for line in lines:
         x = 0
         for word, value in line:
-            color = colormaps["RdBu"](0.5 + 0.4 * value / limit)
+            strength = value / limit
             axis.text(
                 x,
                 y,
                 word,
-                fontsize=8,
+                fontsize=WORD_SIZE,
                 family="DejaVu Sans Mono",
+                color="white" if abs(strength) > 0.75 else "black",
                 va="center",
-                bbox={"facecolor": color, "edgecolor": "none", "pad": 1.0},
+                bbox={"facecolor": colormaps["RdBu"](0.5 + 0.4 * strength), "edgecolor": "none", "pad": 1.0},
             )
             x += len(word) + 1
         y += 1

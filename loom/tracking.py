@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import json
 import logging
 import os
@@ -28,6 +29,8 @@ VERSIONED = ("keras", "tensorflow", "mlflow", "numpy", "pandas", "keras-tuner")
 """Packages whose versions every run records."""
 SYSTEM_METRICS_INTERVAL = 10
 """Seconds between two samples of processor, memory and GPU use."""
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+"""Lets the UI show what concerns training, not its pages for language models."""
 
 
 class Store:
@@ -69,7 +72,7 @@ class Store:
         if found is not None:
             return found.experiment_id
         location = (self.folder / "artifacts" / name).as_uri() if self.is_local else None
-        return client.create_experiment(name, artifact_location=location)
+        return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
 
     def check_resumable(self, run_id: str) -> None:
         """Refuse to resume a run that is finished."""
@@ -223,6 +226,7 @@ def read_json(store: Store, run_id: str, name: str) -> Any:
 def run_tags(app: str, kind: str, device: str, threads: int) -> dict[str, str]:
     """Tags that every run carries."""
     tags = {"app": app, "kind": kind, "backend": "tensorflow", "device": device, "threads": str(threads)}
+    tags |= {"mlflow.source.name": f"loom train {app}", "mlflow.source.type": "LOCAL", "mlflow.user": getpass.getuser()}
     tags |= {f"version.{package}": version(package) for package in VERSIONED}
     tags |= {"version.python": platform.python_version()}
     commit = _git_commit()

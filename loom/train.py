@@ -100,10 +100,8 @@ def prepare(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run:
 
 def _create(store: Store, run: Run) -> Tracker:
     app, config, settings = run.app.name, run.config, run.runtime
-    changed = changed_fields(config, type(config)())
-    name = " ".join(f"{field}={str(value).rpartition('/')[2]}" for field, value in changed.items()) or "defaults"
     tags = run_tags(app, "train", settings.device, settings.threads)
-    tracker = Tracker.create(store, app, config, tags, name[:60])
+    tracker = Tracker.create(store, app, config, tags, _run_name(config))
     data = run.data
     counts = {name: len(split) for name, split in data.splits.items()}
     fingerprint = data.fingerprint()
@@ -113,6 +111,14 @@ def _create(store: Store, run: Run) -> Tracker:
     tracker.log_json("data.json", description)
     tracker.log_dataset(config.data.rpartition("/")[2], data.source, fingerprint, counts)
     return tracker
+
+
+def _run_name(config: TrainingConfig) -> str:
+    """The data, and the settings that are not the defaults; short enough for a column."""
+    changed = changed_fields(config, type(config)())
+    shown = {name: value for name, value in changed.items() if name not in ("data", "data_dir")}
+    source = config.data.removeprefix("tfds:").rstrip("/").rpartition("/")[2]
+    return " ".join([source, *(f"{name}={value}" for name, value in shown.items())])[:60]
 
 
 def _reopen(store: Store, run_id: str, run: Run) -> Tracker:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,7 +30,7 @@ LOWEST = -1e30
 """Stands for a missing value, since some of scikit-learn's trees do not take NaN."""
 
 
-def parse_kinds(field: str, text: str, allowed: Collection[str]) -> dict[str, str]:
+def parse_kinds(field: str, text: str, allowed: Collection[str]) -> dict[str, Any]:
     """Read `Pclass=category,Name=ignore`, the value of the flag of a config field.
 
     Raises:
@@ -100,7 +100,7 @@ def choose_inputs(frame: pd.DataFrame, overrides: Mapping[str, str]) -> tuple[di
         if kind != "ignore":
             if "/" in name:
                 raise UserError(f"--columns {name}=ignore: leave this column out or rename it: a name cannot hold '/'")
-            kinds[name] = kind  # type: ignore[assignment]
+            kinds[name] = kind
     if not kinds:
         raise UserError(f"--columns: no input is left of {', '.join(frame) or 'no columns'}; {'; '.join(notes)}")
     return kinds, notes

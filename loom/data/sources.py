@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,20 @@ class Examples:
     bad: tuple[Bad, ...] = ()
     table: Table | None = None
     """The file that `train` was read from, if it was one."""
+
+    @property
+    def whole(self) -> pd.DataFrame:
+        """All rows, those of `test` at the end, numbered from 0."""
+        import pandas as pd
+
+        parts = [self.train] if self.test is None else [self.train, self.test]
+        return pd.concat(parts, ignore_index=True)
+
+    def take(self, rows: pd.DataFrame) -> Examples:
+        """Only these rows; they come from `whole`, changed perhaps, but with its index."""
+        count = len(self.train)
+        test = None if self.test is None else rows[rows.index >= count]
+        return replace(self, train=rows[rows.index < count], test=test, table=None)
 
     def where(self, row: int) -> str:
         """Where row number `row` of `train` (from 0) is from, as in `Bad.where`."""

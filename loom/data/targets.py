@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loom.app import Answer, Metrics
 from loom.data.columns import parse_kinds, plain, require_columns
+from loom.data.pipeline import Data, take_rows
 from loom.data.spec import Field, Kind
 from loom.data.tables import column_kind
 from loom.errors import UserError
@@ -54,7 +56,7 @@ def choose_targets(frame: pd.DataFrame, names: Sequence[str], overrides: str) ->
     given = parse_kinds("target_kinds", overrides, TARGET_KINDS)
     require_columns("target", names, list(frame))
     require_columns("target_kinds", given, names)
-    kinds = {name: given.get(name) or target_kind(name, frame[name]) for name in names}
+    kinds: dict[str, Kind] = {name: given.get(name) or target_kind(name, frame[name]) for name in names}
     notes = [f"target {name!r} is taken as {kind}; --target-kinds changes it" for name, kind in kinds.items()]
     return kinds, [note for name, note in zip(names, notes, strict=True) if name not in given]
 
@@ -176,16 +178,26 @@ def areas_under_curve(target: Field, truth: np.ndarray, outputs: np.ndarray) -> 
     return {name: float(roc_auc_score(true, output)) for name, true, output in pairs if len(np.unique(true)) > 1}
 
 
-def answer(target: Field, output: np.ndarray, decided: np.ndarray, several: bool, probable: bool) -> dict[str, Any]:
-    """What a person reads for one row.
+def answers(
+    targets: Sequence[Field], outputs: Mapping[str, np.ndarray], threshold: float, probable: bool
+) -> list[Answer]:
+    """What a person reads for each row.
 
     Args:
-        target: What is answered.
-        output: The model's output for the row.
-        decided: What `decide` made of it.
-        several: Whether there are other targets, so that the target's name has to be in the keys.
+        targets: What the model predicts; where there are several, their names are in the keys.
+        outputs: The model's, by target.
+        threshold: As for `decide`.
         probable: Whether outputs are probabilities; otherwise scores that are positive for the second class.
     """
+    rows: list[Answer] = [{} for _ in outputs[targets[0].name]]
+    for target in targets:
+        decided = decide(target, outputs[target.name], threshold)
+        for row, output, decision in zip(rows, outputs[target.name], decided, strict=True):
+            row |= _answer(target, output, decision, len(targets) > 1, probable)
+    return rows
+
+
+def _answer(target: Field, output: np.ndarray, decided: np.ndarray, several: bool, probable: bool) -> Answer:
     name, prefix = (target.name, f"{target.name}_") if several else ("label", "")
     if target.kind == "number":
         return {target.name: float(output[0])}
@@ -200,17 +212,28 @@ def answer(target: Field, output: np.ndarray, decided: np.ndarray, several: bool
     return {name: target.vocabulary[index], f"{prefix}probability": float(probability)}
 
 
-def predict_simply(
-    target: Field, features: np.ndarray, known: np.ndarray, test_features: np.ndarray
-) -> dict[str, np.ndarray]:
-    """What two methods of scikit-learn decide for the test rows: the majority (or mean), and gradient boosting.
+def measure_simple_methods(data: Data, features: np.ndarray, test_features: np.ndarray) -> dict[str, Metrics]:
+    """Test metrics of the majority (or mean) and of scikit-learn's gradient boosting, under the names that Keras gives.
 
     Args:
-        target: What is predicted.
-        features: Rows to learn from, as `columns.for_trees` makes them.
-        known: Their targets; each column is learned on its own.
-        test_features: Rows to predict.
+        data: Its training and validation part are learned from.
+        features: Rows of these two parts, as `columns.for_trees` makes them.
+        test_features: Rows of the test part.
     """
+    found: dict[str, Metrics] = {}
+    for target in data.spec.targets:
+        known = np.concatenate([data.train.targets[target.name], data.validation.targets[target.name]])
+        prefix = f"{target.name}_" if len(data.spec.targets) > 1 else ""
+        for name, decided in _decide_simply(target, features, known, test_features).items():
+            value = score(target, data.test.targets[target.name], decided)
+            found.setdefault(name, {})[prefix + METRICS[target.kind]] = value
+    return found
+
+
+def _decide_simply(
+    target: Field, features: np.ndarray, known: np.ndarray, test_features: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What each method decides for the test rows; every column of a target is learned on its own."""
     from sklearn import dummy, ensemble
 
     exact = len(known) <= ROWS_FOR_EXACT_BOOSTING
@@ -247,7 +270,10 @@ def permutation_importance(run: Run, threshold: float) -> Iterator[tuple[Field, 
     part = run.data.test.take(rng.permutation(len(run.data.test))[:SHUFFLED_ROWS])
     intact = trained.outputs_of(part.inputs)
     shuffled = [
-        [trained.outputs_of({**part.inputs, name: column[rng.permutation(len(part))]}) for _ in range(SHUFFLES)]
+        [
+            trained.outputs_of({**part.inputs, name: take_rows(column, rng.permutation(len(part)))})
+            for _ in range(SHUFFLES)
+        ]
         for name, column in part.inputs.items()
     ]
     for target in run.data.spec.targets:
