@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import getpass
 import json
 import logging
 import os
@@ -226,7 +225,8 @@ def read_json(store: Store, run_id: str, name: str) -> Any:
 def run_tags(app: str, kind: str, device: str, threads: int) -> dict[str, str]:
     """Tags that every run carries."""
     tags = {"app": app, "kind": kind, "backend": "tensorflow", "device": device, "threads": str(threads)}
-    tags |= {"mlflow.source.name": f"loom train {app}", "mlflow.source.type": "LOCAL", "mlflow.user": getpass.getuser()}
+    tags |= {"mlflow.source.name": f"loom train {app}", "mlflow.source.type": "LOCAL"}
+    tags |= {"mlflow.user": os.environ.get("USER") or str(os.getuid())}
     tags |= {f"version.{package}": version(package) for package in VERSIONED}
     tags |= {"version.python": platform.python_version()}
     commit = _git_commit()

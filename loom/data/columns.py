@@ -26,6 +26,8 @@ NEARLY_ALL = 0.9
 EXTREME_SKEW = 2.0
 """Skewness from which numbers are compressed before they are scaled (an exponential distribution has 2)."""
 LARGEST_VOCABULARY = 20_000
+NEVER_SEEN = "(none)"
+"""The vocabulary of a column without values in the training part: Keras' tables cannot be empty."""
 LOWEST = -1e30
 """Stands for a missing value, since some of scikit-learn's trees do not take NaN."""
 
@@ -71,7 +73,7 @@ def _plain_text(value: object) -> str | None:
     return None if text.lower() in MISSING or text in ("NaT", "<NA>") else text
 
 
-def choose_inputs(frame: pd.DataFrame, overrides: Mapping[str, str]) -> tuple[dict[str, Kind], list[str]]:
+def choose_inputs(frame: pd.DataFrame, overrides: Mapping[str, Any]) -> tuple[dict[str, Kind], list[str]]:
     """The kind of every column that becomes an input, and a note on what may surprise.
 
     Ignored unless `overrides` names them: columns without any value or with one only, and identifiers, which are whole
@@ -184,6 +186,8 @@ def fit_input(name: str, values: pd.Series, kind: Kind, min_count: int) -> Field
         return Field(name, kind, statistics=_number_statistics(values))
     if kind == "date":
         return Field(name, kind, statistics=_date_statistics(values))
+    if not values.fillna("").str.contains(r"[\w'!?]").any():
+        return Field(name, kind, (PADDING, UNKNOWN, NEVER_SEEN))
     if kind == "text":
         return Field(name, kind, build_vocabulary(values.fillna("").tolist(), LARGEST_VOCABULARY, min_count))
     counts = values.value_counts()

@@ -16,6 +16,7 @@ from apps.tabular import APP, Config
 from loom import Data, UserError
 from loom.data import columns, targets
 from loom.data.encode import Encoder
+from loom.data.sources import Examples
 from loom.run import Run, fit
 from loom.train import prepare
 
@@ -107,6 +108,21 @@ def test_a_missing_target_is_left_out_and_listed_but_is_not_bad(write) -> None:
     assert any("10 of 60 rows are left out" in note for note in data.notes)
 
 
+def test_a_test_part_of_its_own_stays_the_test_part(monkeypatch) -> None:
+    own_test = frame(survived=[None, *[0, 1] * 29, 1])
+    monkeypatch.setattr(tabular, "read_examples", lambda *_: Examples(frame(), own_test, "tfds:ship"))
+    data = tabular.load(Config(data="tfds:ship", min_count=1))
+    assert {name: len(split) for name, split in data.splits.items()} == {"train": 54, "validation": 6, "test": ROWS - 1}
+    assert data.bad == (("tfds:ship, row 61", "'survived', a target, is missing"),)
+
+
+def test_the_fingerprint_covers_the_targets(write) -> None:
+    before = tabular.load(write(frame())).fingerprint()
+    assert tabular.load(write(frame())).fingerprint() == before
+    flipped = frame().assign(survived=lambda table: 1 - table["survived"])
+    assert tabular.load(write(flipped)).fingerprint() != before
+
+
 # From raw values to numbers
 
 
@@ -155,6 +171,14 @@ def test_rare_categories_are_unknown() -> None:
     values = pd.Series(["a"] * 5 + ["b"] * 4 + ["c"])
     assert columns.fit_input("port", values, "category", 4).vocabulary == ("", "[UNK]", "a", "b")
     assert columns.fit_input("port", values, "category", 99).vocabulary == ("", "[UNK]", "a")
+
+
+@pytest.mark.parametrize("kind", ["number", "category", "date", "text"])
+def test_a_column_without_values_in_the_training_part_still_works(write, kind) -> None:
+    config = write(frame(extra=None), columns=f"extra={kind}")
+    data = tabular.load(config)
+    assert np.isfinite(encoder(config, data)(data.test.raw)["extra"]).all()
+    assert np.isfinite(columns.for_trees(data.spec, data.test.raw)).all()
 
 
 def test_words_become_their_place_in_the_vocabulary(write) -> None:
