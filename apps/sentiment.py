@@ -11,7 +11,7 @@ import numpy as np
 from loom import App, Data, Field, Metrics, Ragged, Spec, Split, TrainingConfig, UserError, main
 from loom.config import flag
 from loom.data import samples
-from loom.data.sources import read_examples, split_examples
+from loom.data.sources import read_examples, require_values, split_examples
 from loom.data.text import build_vocabulary
 from loom.lazy import keras, layers, tf
 
@@ -98,25 +98,17 @@ def load(config: Config) -> Data:
     """Texts and their classes or ratings, and the vocabulary of the training texts."""
     required = [config.text_column, config.label]
     examples = read_examples(config, samples.reviews, required, required, missing=frozenset({""}))
-    rows = [_tidy(part, config) for part in (examples.train, examples.test) if part is not None]
-    target = _target(rows[0], config)
-    examples = type(examples)(rows[0], rows[1] if len(rows) > 1 else None, examples.source, examples.bad)
+    examples = require_values(examples, config, required)
+    examples = examples.take(examples.whole[required].set_axis([TEXT, SENTIMENT], axis=1))
     stratify = (lambda part: part[SENTIMENT].to_numpy()) if config.target == "class" else (lambda part: None)
     parts = split_examples(examples, config, stratify)
+    target = _target(parts["train"], config)
     vocabulary = build_vocabulary(parts["train"][TEXT].tolist(), config.vocabulary_size)
     spec = Spec((Field(TEXT, "text", vocabulary),), (target,))
     train, validation, test = (
         Split(part, {}, {SENTIMENT: _numbers(part[SENTIMENT], target)}) for part in parts.values()
     )
     return Data(train, validation, test, spec, examples.source, examples.bad)
-
-
-def _tidy(frame: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """Only the two columns that matter, under their own names, without rows that lack one."""
-    frame = frame[[config.text_column, config.label]].set_axis([TEXT, SENTIMENT], axis=1).dropna()
-    if not len(frame):
-        raise UserError(f"{config.data}: no row has both {config.text_column!r} and {config.label!r}")
-    return frame
 
 
 def _target(frame: pd.DataFrame, config: Config) -> Field:
@@ -258,13 +250,14 @@ def report(run: Run) -> None:
     else:
         predicted = (outputs[:, 0] > 0.5).astype(int) if target.kind == "binary" else outputs.argmax(axis=1)
         run.figure("confusion_matrix", draw.confusion_matrix(truth, predicted, target.vocabulary))
-    rows = explain(run.trained, _short_texts(run.data.test.raw))
+    rows = explain(run.trained, _short_texts(run.data.test))
     run.figure("words", draw.colored_words(rows, "What each word adds to the prediction (blue) or takes from it (red)"))
 
 
-def _short_texts(frame: pd.DataFrame) -> list[str]:
-    short = frame[TEXT][frame[TEXT].str.split().str.len() <= EXPLAINED_WORDS]
-    return (short if len(short) >= EXPLAINED else frame[TEXT]).head(EXPLAINED).tolist()
+def _short_texts(split: Split) -> list[str]:
+    short = np.flatnonzero(split.lengths <= EXPLAINED_WORDS)
+    rows = short if len(short) >= EXPLAINED else np.arange(len(split))
+    return split.raw[TEXT].iloc[rows[:EXPLAINED]].tolist()
 
 
 def explain(trained: Trained, texts: Sequence[str]) -> list[tuple[str, list[str], np.ndarray]]:

@@ -23,7 +23,7 @@ from rich.console import Console
 from apps.sentiment import APP, Config, load
 from loom import report, runtime
 from loom.progress import Progress
-from loom.run import Run, fit, test
+from loom.run import Run, fit, measure
 from loom.tracking import Store, Tracker, run_tags
 from loom.train import prepare
 
@@ -60,7 +60,8 @@ def _measure(config: Config, folder: Path, pairs: int) -> dict[str, float]:
     run = prepare(APP, config, load(config), folder)
     start = time.perf_counter()
     store = Store()
-    tracker = Tracker.create(store, APP.name, config, run_tags(APP.name, "train", "cpu", config.cores), "cost")
+    tracker = Tracker.create(store, APP.name, run_tags(APP.name, "train", run.runtime.tags()), "cost")
+    tracker.log_settings(config)
     opening = time.perf_counter() - start
     from loom.callbacks import Recorder
 
@@ -71,7 +72,8 @@ def _measure(config: Config, folder: Path, pairs: int) -> dict[str, float]:
         plain.append(_epoch(run, []))
         recorder = Recorder(run, tracker, progress, None)
         tracked.append(_epoch(run, [recorder]))
-    test(run)
+        recorder.close()
+    measure(run)
     start = time.perf_counter()
     report.draw(run)
     tracker.log_folder(folder, "report")

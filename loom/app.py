@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from loom.config import TrainingConfig
 from loom.errors import UserError
@@ -36,7 +36,8 @@ class App:
     """The functions that make an application; `docs/applications.md` walks through one.
 
     `loss`, `metrics` and `loss_weights` are what `keras.Model.compile` takes, by output name, or functions of
-    `(config, spec)` that return it; so is `objective`, the metric that early stopping and searches look at.
+    `(config, spec)` that return it; so is `objective`, the metric that early stopping and searches look at, which is to
+    fall unless `direction` is "max".
     """
 
     name: str
@@ -52,6 +53,7 @@ class App:
     metrics: Any = None
     loss_weights: Any = None
     objective: str | Callable[[Any, Spec], str] = "val_loss"
+    direction: Literal["min", "max"] = "min"
     fit: Callable[[Run], None] | None = None
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:

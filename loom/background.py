@@ -5,12 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import traceback
 from dataclasses import replace
 from multiprocessing.connection import Connection
+from typing import Any
 
 from loom.app import AppFile, Metrics, load_app
-from loom.config import TrainingConfig
+from loom.config import TrainingConfig, from_dict, to_dict
 from loom.data.pipeline import Data
 from loom.errors import UserError
 
@@ -22,7 +24,8 @@ class Baselines:
         context = multiprocessing.get_context("spawn")  # a forked TensorFlow hangs
         self._receiver, sender = context.Pipe(duplex=False)
         raw = data.map_splits(lambda split: replace(split, inputs={}))
-        self._process = context.Process(target=_work, args=(sender, file, config, raw), daemon=True)
+        # The config as plain values: its class is unknown to the new process until the application is loaded there.
+        self._process = context.Process(target=_work, args=(sender, file, to_dict(config), raw), daemon=True)
         self._process.start()
         sender.close()
 
@@ -30,6 +33,7 @@ class Baselines:
         """Metrics of every baseline, by its name.
 
         Raises:
+            UserError: The baselines refused the data.
             RuntimeError: The baselines failed; the message is their traceback.
         """
         try:
@@ -37,8 +41,8 @@ class Baselines:
         except EOFError:
             self._process.join()
             raise RuntimeError(f"the baselines' process ended with status {self._process.exitcode}") from None
-        if failure:
-            raise RuntimeError(f"the baselines failed\n{failure}")
+        if failure is not None:
+            raise failure
         return dict(metrics)
 
     def cancel(self) -> None:
@@ -46,12 +50,22 @@ class Baselines:
         self._process.terminate()
 
 
-def _work(sender: Connection, file: AppFile, config: TrainingConfig, data: Data) -> None:
+def _work(sender: Connection, file: AppFile, values: dict[str, Any], data: Data) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
-        sender.send((load_app(file).baselines(config, data), ""))
+        app = load_app(file)
+        sender.send((app.baselines(from_dict(app.config, values), data), None))
     except UserError as error:
-        sender.send(({}, str(error)))
+        sender.send(({}, error))
     except Exception:
-        sender.send(({}, traceback.format_exc()))
+        sender.send(({}, RuntimeError(f"the baselines failed\n{traceback.format_exc()}")))
+
+
+def _end_with_parent() -> None:
+    """A parent that was killed cannot end its children; a resumed run would share the cores with them."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)

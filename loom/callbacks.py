@@ -38,9 +38,8 @@ class Recorder(keras.callbacks.Callback):
         self._writer = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
         self._records: list[dict[str, Any]] = checkpoint.progress(state)["epochs"] if state else []
-        self._epoch_start = 0.0
-        self.first_step: float | None = None
-        """Value of `time.perf_counter` when the first step of this process was done."""
+        self._epoch_start = self._validation_start = 0.0
+        self._closed = threading.Event()
         self.seconds = 0.0
         """Time spent here while training waited."""
 
@@ -48,6 +47,7 @@ class Recorder(keras.callbacks.Callback):
         """Go on from the checkpoint, and log its last epoch in case the run was killed before it could."""
         if self._state is not None:
             checkpoint.restore(self._state, self.model, self._run.callbacks)
+            self._state = None  # restored once; it is as large as the model
             self._log(self._records[-1])
         self._progress.begin_training(
             self._run.config.epochs, len(self._run.train_batches), lambda: self._run.train_batches.served
@@ -59,12 +59,17 @@ class Recorder(keras.callbacks.Callback):
         """Order the epoch's examples."""
         self._run.train_batches.epoch = epoch
         self._progress.start_epoch(epoch)
-        self._epoch_start = time.perf_counter()
+        self._epoch_start = self._validation_start = time.perf_counter()
+
+    def on_test_begin(self, logs: Metrics | None = None) -> None:
+        """Training of the epoch is over, validation begins."""
+        self._validation_start = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Metrics | None = None) -> None:
         """Record the epoch."""
         start = time.perf_counter()
-        metrics = self._metrics(logs or {}, start - self._epoch_start)
+        self._check_objective(logs or {})
+        metrics = self._metrics(logs or {}, start)
         record = {"epoch": epoch, "timestamp": now(), "metrics": metrics}
         self._records.append(record)
         self._run.history.append(metrics)
@@ -88,11 +93,23 @@ class Recorder(keras.callbacks.Callback):
         if self._pending is not None:
             self._pending.result()
 
-    def _metrics(self, logs: Metrics, seconds: float) -> Metrics:
+    def close(self) -> None:
+        """End the threads, however training ended; what is being written is written."""
+        self._closed.set()
+        self._writer.shutdown()
+
+    def _check_objective(self, logs: Metrics) -> None:
+        run = self._run
+        objective = run.app.resolve("objective", run.config, run.data.spec)
+        if objective not in logs:
+            raise UserError(f"{run.app.name}: the objective {objective!r} is none of the metrics {', '.join(logs)}")
+
+    def _metrics(self, logs: Metrics, end: float) -> Metrics:
         metrics = {name if name.startswith("val_") else f"train_{name}": float(value) for name, value in logs.items()}
         metrics["lr"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        metrics["epoch_seconds"] = seconds
-        metrics["examples_per_second"] = len(self._run.data.train) / seconds
+        metrics["epoch_seconds"] = end - self._epoch_start
+        training = max(self._validation_start - self._epoch_start, 1e-9)
+        metrics["examples_per_second"] = len(self._run.data.train) / training
         return metrics
 
     def _write(self, state: checkpoint.State, record: dict[str, Any]) -> None:
@@ -107,28 +124,16 @@ class Recorder(keras.callbacks.Callback):
 
     def _watch_first_step(self, iterations: int) -> None:
         """A hook for every batch would make the model wait for its own logs; looking at a counter does not."""
-        while self._iterations() == iterations and not self.model.stop_training:
-            time.sleep(FIRST_STEP_POLL)
-        self.first_step = time.perf_counter()
-        self._progress.first_step()
-
-
-def early_stopping(objective: str, patience: int) -> keras.callbacks.EarlyStopping:
-    """Stop after `patience` epochs without a better objective, and go back to the best weights."""
-    return keras.callbacks.EarlyStopping(
-        objective, patience=patience, mode=direction(objective), restore_best_weights=True
-    )
-
-
-def direction(objective: str) -> str:
-    """Whether a smaller or a larger value is better: losses and errors are to fall, everything else to rise."""
-    falls = ("loss", "error", "perplexity", "mae", "mse", "rmse")
-    return "min" if objective.endswith(falls) else "max"
+        while not self._closed.wait(FIRST_STEP_POLL):
+            if self._iterations() != iterations:
+                self._progress.first_step()
+                return
 
 
 def _check_finite(epoch: int, metrics: Metrics) -> None:
-    if not math.isfinite(metrics["train_loss"]):
-        raise UserError(
-            f"the loss became {metrics['train_loss']} in epoch {epoch + 1}: "
-            "try a smaller --learning-rate or --clip-norm 1, and look for unscaled numbers in the data"
-        )
+    for name, value in metrics.items():
+        if name.startswith("train_") and not math.isfinite(value):
+            raise UserError(
+                f"the {name.removeprefix('train_')} became {value} in epoch {epoch + 1}: "
+                "try a smaller --learning-rate or --clip-norm 1, and look for unscaled numbers in the data"
+            )

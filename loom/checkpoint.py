@@ -78,8 +78,8 @@ def save(state: State, tracker: Tracker) -> None:
 def read(tracker: Tracker) -> State | None:
     """The run's checkpoint, or None if it stopped before the first."""
     path = _folder(tracker) / FILE
-    if not path.exists() and tracker.local_artifacts is None and tracker.has_artifact(f"{FOLDER}/{FILE}"):
-        path = tracker.local_copy(f"{FOLDER}/{FILE}")
+    if tracker.local_artifacts is None and tracker.has_artifact(f"{FOLDER}/{FILE}"):
+        path = tracker.local_copy(f"{FOLDER}/{FILE}")  # another machine may have gone on since this one stopped
     if not path.exists():
         return None
     with np.load(path, allow_pickle=False) as file:

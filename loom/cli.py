@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import re
 import sys
@@ -16,7 +15,7 @@ from typing import NoReturn, TypeVar
 
 from loom import commands
 from loom.app import App, AppFile, list_apps, load_app, locate_app
-from loom.config import TrainingConfig
+from loom.config import TrainingConfig, changed_fields
 from loom.errors import UserError
 
 START = time.perf_counter()
@@ -117,9 +116,9 @@ def _config(file: AppFile, options: argparse.Namespace, arguments: list[str]) ->
     app = load_app(file)
     recorded = options.resume or options.from_run
     base = commands.recorded_config(app, recorded) if recorded else app.config()
-    config = parse_dataclass(type(base), arguments, base, f"loom train {app.name}", (app.__doc__ or "") and TRAIN_HELP)
+    config = parse_dataclass(type(base), arguments, base, f"loom train {app.name}", TRAIN_HELP)
     if options.resume and config != base:
-        changed = [name for name in dataclasses.asdict(config) if getattr(config, name) != getattr(base, name)]
+        changed = changed_fields(config, base)
         raise UserError(
             f"--resume goes on with the settings of the run: leave out {', '.join(changed)}, or use --from-run"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -163,11 +164,13 @@ def _mlflow(arguments: list[str]) -> int:
     environment["PYTHONSAFEPATH"] = "1"
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "mlflow", *arguments]
-        process = subprocess.Popen(command, cwd=folder, env=environment)
+        # A group of its own: MLflow starts servers of its own, which have to end with it.
+        process = subprocess.Popen(command, cwd=folder, env=environment, start_new_session=True)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
             return process.wait()
         except KeyboardInterrupt:
-            process.terminate()
+            os.killpg(process.pid, signal.SIGTERM)
             process.wait()
             return 0
 

@@ -93,7 +93,7 @@ class TrainingConfig:
     @property
     def cores(self) -> int:
         """Threads per operation, with 0 resolved."""
-        return self.threads or len(os.sched_getaffinity(0))
+        return self.threads or available_cores()
 
 
 def flag(field: str) -> str:
@@ -111,7 +111,15 @@ def from_dict(kind: type[C], values: Mapping[str, Any]) -> C:
     unknown = sorted(set(values) - {field.name for field in dataclasses.fields(kind)})
     if unknown:
         raise UserError(f"the recorded settings {', '.join(unknown)} are unknown to this version of the application")
-    return kind(**values)
+    hints = get_type_hints(kind)  # JSON knows no tuples
+    settings: dict[str, Any] = dict(values)
+    settings |= {name: tuple(value) for name, value in values.items() if get_origin(hints[name]) is tuple}
+    return kind(**settings)
+
+
+def available_cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def changed_fields(config: TrainingConfig, base: TrainingConfig) -> dict[str, Any]:

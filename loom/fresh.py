@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -73,19 +74,21 @@ class FreshProcess:
 
 
 def largest_difference(expected: Any, found: Any) -> float:
-    """Largest relative difference between two answers of the same shape; infinite where they differ otherwise.
+    """Largest relative difference between the numbers of two answers; infinite where anything else differs.
 
-    Labels of answers whose numbers agree may differ at a tie, so strings count only where there is no number beside.
+    What became of answers on the way through tables and JSON is no difference: NaN and None, arrays and lists.
     """
-    if isinstance(expected, dict) and isinstance(found, dict):
-        if expected.keys() != found.keys():
-            return float("inf")
-        numbers = [key for key, value in expected.items() if not isinstance(value, str)]
-        return max(largest_difference(expected[key], found[key]) for key in numbers or expected)
-    if isinstance(expected, list | tuple) and isinstance(found, list | tuple):
-        if len(expected) != len(found):
-            return float("inf")
+    expected, found = (value.tolist() if hasattr(value, "tolist") else value for value in (expected, found))
+    if isinstance(expected, dict) and isinstance(found, dict) and expected.keys() == found.keys():
+        return max((largest_difference(expected[key], found[key]) for key in expected), default=0.0)
+    if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(expected) == len(found):
         return max(map(largest_difference, expected, found), default=0.0)
-    if isinstance(expected, bool | str) or expected is None or isinstance(found, str) or found is None:
-        return 0.0 if expected == found else float("inf")
-    return abs(float(expected) - float(found)) / max(1.0, abs(float(expected)))
+    if _is_missing(expected) or _is_missing(found):
+        return 0.0 if _is_missing(expected) and _is_missing(found) else math.inf
+    if isinstance(expected, int | float) and isinstance(found, int | float):
+        return abs(expected - found) / max(1.0, abs(expected))
+    return 0.0 if expected == found else math.inf
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))

@@ -187,17 +187,17 @@ def advice(history: Sequence[Metrics]) -> list[str]:
 
 def show(console: Console, run: Run, baselines: Mapping[str, Metrics], tracker: Tracker, seconds: float) -> None:
     """Print the model's test metrics beside the baselines', advice, and what to do next."""
-    names = list(dict.fromkeys([*run.test_metrics, *(name for values in baselines.values() for name in values)]))
     table = Table(title=f"{run.app.name}: {len(run.data.test):,} test examples", title_justify="left")
-    table.add_column("")
-    for name in names:
-        table.add_column(name, justify="right")
-    for label, values in {"this model": run.test_metrics, **baselines}.items():
-        table.add_row(label, *(f"{values[name]:.4f}" if name in values else "" for name in names))
+    columns = {"this model": run.test_metrics, **baselines}
+    for label in ("", *columns):
+        table.add_column(label, justify="right" if label else "left")
+    for name in dict.fromkeys(name for values in columns.values() for name in values):
+        table.add_row(name, *(f"{values[name]:.4f}" if name in values else "" for values in columns.values()))
     console.print(table)
     for sentence in advice(run.history):
         console.print(f"advice: {sentence}", highlight=False, soft_wrap=True)
-    console.print(f"done in {seconds:.1f} s; the saved model was loaded in a fresh process and gave the same answers")
+    done = f"done in {seconds:.1f} s; the saved model was loaded in a fresh process and gave the same answers"
+    console.print(done, highlight=False, soft_wrap=True)
     run_id = tracker.run_id
     for command, meaning in (
         (f"loom predict {run_id} {_example(run)}", "answers for raw input"),

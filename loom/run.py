@@ -14,6 +14,7 @@ from loom.app import App, Metrics
 from loom.config import TrainingConfig
 from loom.data.pipeline import Batches, Data, Split, bucket_lengths
 from loom.lazy import keras
+from loom.runtime import full_precision
 from loom.trained import Trained
 
 if TYPE_CHECKING:
@@ -48,9 +49,11 @@ class Run:
         self.train_batches = self.batches(self.data.train, shuffle=True)
 
     def batches(self, split: Split, shuffle: bool = False) -> Batches:
-        """Batches of one part of the data."""
+        """Batches of one part of the data, padded to one more length where it has longer sequences than training."""
         seed = self.config.seed if shuffle else None
-        return Batches(split.inputs, split.targets, self.config.batch_size, self.buckets, seed)
+        longest = bucket_lengths(split.lengths, 1)
+        buckets = self.buckets + longest if longest > self.buckets[-1:] else self.buckets
+        return Batches(split.inputs, split.targets, self.config.batch_size, buckets, seed)
 
     @cached_property
     def trained(self) -> Trained:
@@ -75,15 +78,19 @@ class Run:
         (self.folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
 
 
-def test(run: Run) -> Metrics:
+def measure(run: Run) -> Metrics:
     """Loss and metrics on the test examples, from the outputs that the report shows: one pass serves both.
 
-    The loss is the data's alone, without the penalties of regularizers.
+    The loss is the data's alone, without the penalties of regularizers. Outputs with values for each step have masks,
+    which only the model itself knows: those are tested by the model.
     """
+    if any(None in output.shape[1:] for output in run.model.output.values()):
+        return dict(run.model.evaluate(run.batches(run.data.test).dataset(), return_dict=True, verbose=0))
     outputs, resolve = run.test_outputs(), partial(run.app.resolve, config=run.config, spec=run.data.spec)
-    inputs = {name: keras.Input(values.shape[1:], name=name) for name, values in outputs.items()}
-    judge = keras.Model(inputs, {name: keras.layers.Identity()(tensor) for name, tensor in inputs.items()})
-    judge.compile(loss=resolve("loss"), metrics=resolve("metrics"), loss_weights=resolve("loss_weights"))
+    with full_precision():
+        inputs = {name: keras.Input(values.shape[1:], name=name) for name, values in outputs.items()}
+        judge = keras.Model(inputs, {name: keras.layers.Identity()(tensor) for name, tensor in inputs.items()})
+        judge.compile(loss=resolve("loss"), metrics=resolve("metrics"), loss_weights=resolve("loss_weights"))
     targets = dict(run.data.test.targets)
     return dict(judge.evaluate(outputs, targets, batch_size=TEST_BATCH, return_dict=True, verbose=0))
 

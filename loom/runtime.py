@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import platform
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loom.config import TrainingConfig
+from loom.config import TrainingConfig, available_cores
 from loom.errors import UserError
 from loom.lazy import keras, silenced_stderr, tf
 
@@ -30,6 +30,11 @@ class Runtime:
     precision: str
     jit: bool
     strategy: Any = None
+
+    def tags(self) -> dict[str, str]:
+        """What a resumed run should find again to end with the same bits."""
+        names = ("device", "devices", "threads", "precision", "jit")
+        return {name: str(getattr(self, name)) for name in names}
 
     def scope(self) -> AbstractContextManager[Any]:
         """Context in which models and optimizers are made."""
@@ -57,6 +62,17 @@ def start(config: TrainingConfig) -> Runtime:
     jit = config.jit == "on" or (config.jit == "auto" and may_compile and config.jit_pays)
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else platform.machine()
     return Runtime(name, config.devices, config.cores, precision, jit, strategy)
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Make layers that compute in float32, whatever the run's precision: preprocessing and measuring must not round."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def synchronize_batch_norm(model: keras.Model) -> None:
@@ -123,7 +139,7 @@ def _learning_rate(config: TrainingConfig, steps: int) -> Any:
 def _set_threads(config: TrainingConfig) -> None:
     """TensorFlow cannot change its threads once it is in use (in a notebook, or after another run of this process)."""
     threading = tf.config.threading
-    current = threading.get_intra_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    current = threading.get_intra_op_parallelism_threads() or available_cores()
     try:
         threading.set_intra_op_parallelism_threads(config.cores)
         threading.set_inter_op_parallelism_threads(config.cores)

@@ -68,7 +68,8 @@ def local_model(store: Store, run_id: str) -> Path:
             folder = Path(run_id)
     if not (folder / "MLmodel").exists():
         raise UserError(
-            f"run {run_id} has no model: it is {run.info.status}; `loom train --resume {run_id}` finishes it"
+            f"run {run_id} has no model: it is {run.info.status}; "
+            f"`loom train {run.data.tags.get('app', 'APP')} --resume {run_id}` finishes it"
         )
     return folder
 

@@ -8,7 +8,10 @@ import logging
 import os
 import platform
 import subprocess
+import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -37,13 +40,16 @@ class Store:
 
     def __init__(self) -> None:
         self.folder = Path(STORE).resolve()
-        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.folder}/mlflow.db"
-        self.is_local = "MLFLOW_TRACKING_URI" not in os.environ
+        local = f"sqlite:///{self.folder}/mlflow.db"
+        self.uri = os.environ.get("MLFLOW_TRACKING_URI") or local
+        self.is_local = self.uri == local
         self._client: MlflowClient | None = None
 
     def check_writable(self) -> None:
-        """Refuse a local store that cannot be written, before any work is done for it."""
+        """Refuse a store that cannot be used, before any work is done for it."""
         database = self.folder / "mlflow.db"
+        if self.uri.startswith("http"):
+            _check_answers(self.uri)
         if not self.is_local:
             return
         try:
@@ -60,26 +66,23 @@ class Store:
             mlflow = load("mlflow")
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
             logging.getLogger("alembic").setLevel(logging.WARNING)
-            mlflow.set_tracking_uri(self.uri)
-            self._client = mlflow.MlflowClient()
+            # Not `set_tracking_uri`: it would speak for every other store of this process and its children.
+            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
         return self._client
 
     def experiment(self, name: str) -> str:
         """Id of an application's experiment, made when it is not there."""
         client = self.client()
         found = client.get_experiment_by_name(name)
+        if found is not None and found.lifecycle_stage == "deleted":
+            raise UserError(f"the experiment {name} was deleted in {self.uri}: restore it, or delete it for good")
         if found is not None:
             return found.experiment_id
         location = (self.folder / "artifacts" / name).as_uri() if self.is_local else None
         return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
 
-    def check_resumable(self, run_id: str) -> None:
-        """Refuse to resume a run that is finished."""
-        if self.run(run_id).info.status == "FINISHED":
-            raise UserError(f"--resume {run_id}: the run is finished; `--from-run` trains its settings again")
-
     def run(self, run_id: str) -> MlflowRun:
-        """Run of that id, or of a name or an unambiguous beginning of an id.
+        """Run of that id.
 
         Raises:
             UserError: No such run in this store.
@@ -107,24 +110,36 @@ class Tracker:
         self._system_metrics: Any = None
 
     @classmethod
-    def create(cls, store: Store, app: str, config: TrainingConfig, tags: Mapping[str, str], name: str) -> Tracker:
-        """Start a run: its settings are recorded before anything else happens."""
-        run = store.client().create_run(store.experiment(app), run_name=name, tags=dict(tags))
-        tracker = cls(store, run)
-        tracker.log_json("config.json", to_dict(config))
-        tracker.log_parameters(to_dict(config))
-        return tracker
+    def create(cls, store: Store, app: str, tags: Mapping[str, str], name: str) -> Tracker:
+        """Start a run."""
+        return cls(store, store.client().create_run(store.experiment(app), run_name=name, tags=dict(tags)))
 
     @classmethod
-    def reopen(cls, store: Store, run: MlflowRun) -> Tracker:
+    def reopen(cls, store: Store, run_id: str) -> Tracker:
         """Go on with a run that was stopped.
 
         Raises:
-            UserError: Another process is still at it.
+            UserError: No such run, it is finished, or another process is still at it.
         """
-        tracker = cls(store, run)
-        tracker.client.update_run(tracker.run_id, status="RUNNING")
+        tracker = cls(store, store.run(run_id))
+        if store.run(run_id).info.status == "FINISHED":  # asked again, now that the lock is held
+            tracker._lock.close()
+            raise UserError(f"--resume {run_id}: the run is finished; `--from-run` trains its settings again")
         return tracker
+
+    def tags(self) -> dict[str, str]:
+        """The run's tags as they are now."""
+        return dict(self.client.get_run(self.run_id).data.tags)
+
+    def restart(self) -> None:
+        """Mark a reopened run as running."""
+        self.client.update_run(self.run_id, status="RUNNING")
+        self.set_tags({"reason": ""})
+
+    def log_settings(self, config: TrainingConfig) -> None:
+        """Record every setting, as parameters and as an artifact."""
+        self.log_json("config.json", to_dict(config))
+        self.log_parameters(to_dict(config))
 
     def log_parameters(self, values: Mapping[str, Any]) -> None:
         """Record settings, once."""
@@ -194,7 +209,12 @@ class Tracker:
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
         logging.getLogger("mlflow.system_metrics").setLevel(logging.WARNING)
-        self._system_metrics = SystemMetricsMonitor(self.run_id, sampling_interval=SYSTEM_METRICS_INTERVAL)
+        self._system_metrics = SystemMetricsMonitor(
+            self.run_id,
+            sampling_interval=SYSTEM_METRICS_INTERVAL,
+            resume_logging=True,
+            tracking_uri=self.store.uri,
+        )
         self._system_metrics.start()
 
     def finish(self, status: str = "FINISHED", reason: str = "") -> None:
@@ -204,7 +224,8 @@ class Tracker:
         if reason:
             self.set_tags({"reason": reason[:5000]})
         self.client.set_terminated(self.run_id, status)
-        Path(self._lock.name).unlink(missing_ok=True)
+        if status == "FINISHED":  # whoever waits for the lock of a stopped run has opened this very file
+            Path(self._lock.name).unlink(missing_ok=True)
         self._lock.close()
 
 
@@ -216,21 +237,38 @@ def read_json(store: Store, run_id: str, name: str) -> Any:
     """
     mlflow = load("mlflow")
     try:
-        store.client()
-        return json.loads(mlflow.artifacts.load_text(f"runs:/{run_id}/{name}"))
+        with tempfile.TemporaryDirectory() as folder:
+            path = store.client().download_artifacts(run_id, name, folder)
+            return json.loads(Path(path).read_text(encoding="utf-8"))
     except (mlflow.exceptions.MlflowException, OSError):
         raise UserError(f"run {run_id} has no {name}: it was stopped before it recorded its settings") from None
 
 
-def run_tags(app: str, kind: str, device: str, threads: int) -> dict[str, str]:
+def run_tags(app: str, kind: str, runtime: Mapping[str, str]) -> dict[str, str]:
     """Tags that every run carries."""
-    tags = {"app": app, "kind": kind, "backend": "tensorflow", "device": device, "threads": str(threads)}
+    tags = {"app": app, "kind": kind, "backend": "tensorflow", **runtime}
     tags |= {"mlflow.source.name": f"loom train {app}", "mlflow.source.type": "LOCAL"}
     tags |= {"mlflow.user": os.environ.get("USER") or str(os.getuid())}
-    tags |= {f"version.{package}": version(package) for package in VERSIONED}
-    tags |= {"version.python": platform.python_version()}
+    tags |= versions()
     commit = _git_commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
+
+
+def versions() -> dict[str, str]:
+    """Tags with the versions of what computes."""
+    tags = {f"version.{package}": version(package) for package in VERSIONED}
+    return tags | {"version.python": platform.python_version()}
+
+
+def _check_answers(uri: str) -> None:
+    """MLflow itself tries for minutes before it gives a server up."""
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=10).close()
+    except urllib.error.HTTPError:
+        return  # it answers; whether it lets us in, MLflow will say
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise UserError(f"MLFLOW_TRACKING_URI {uri}: the tracking server does not answer: {reason}") from None
 
 
 def local_path(uri: str) -> Path | None:

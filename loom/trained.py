@@ -18,6 +18,7 @@ from loom.data.encode import Encoder
 from loom.data.pipeline import Batches, Column, bucket_lengths, sequence_lengths
 from loom.data.spec import Spec
 from loom.lazy import keras, load
+from loom.runtime import full_precision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,7 +50,8 @@ class Trained:
     @cached_property
     def preprocess(self) -> keras.Model:
         """Raw columns to the numbers that `core` takes."""
-        return self.app.preprocess(self.config, self.spec)
+        with full_precision():
+            return self.app.preprocess(self.config, self.spec)
 
     def predict(self, frame: pd.DataFrame) -> list[Answer]:
         """One answer for each raw example."""
@@ -60,18 +62,16 @@ class Trained:
         return self.outputs_of(self.encode(frame))
 
     def outputs_of(self, inputs: Mapping[str, Column]) -> dict[str, np.ndarray]:
-        """The core model's outputs for examples that are numbers already, in their order."""
+        """The core model's outputs for examples that are numbers already, in their order.
+
+        Outputs with one value for each step are filled up with zeros to the longest.
+        """
         count = len(next(iter(inputs.values())))
         buckets = bucket_lengths(sequence_lengths(inputs, count), self.config.buckets)
         batches = Batches(inputs, {}, max(self.config.batch_size, 128), buckets)
-        parts = [self._forward(batch) for batch, _ in batches]
-        order = np.concatenate([rows for rows, _ in batches.plan()])
-        outputs = {}
-        for name in parts[0]:
-            values = np.concatenate([np.asarray(part[name]) for part in parts]).astype(np.float32)
-            outputs[name] = np.empty_like(values)
-            outputs[name][order] = values
-        return outputs
+        places = [rows for rows, _ in batches.plan()]
+        parts = [{name: _as_array(value) for name, value in self._forward(batch).items()} for batch, _ in batches]
+        return {name: _in_order([part[name] for part in parts], places, count) for name in parts[0]}
 
     def save(self, folder: Path, module: str) -> None:
         """Write the files that `open` reads; `module` is the name the application's code is imported by."""
@@ -95,3 +95,18 @@ class Trained:
         load("layers")  # Keras finds registered layers only once they are imported
         core = keras.saving.load_model(folder / CORE, compile=False)
         return cls(app, config, spec, core)
+
+
+def _as_array(output: Any) -> np.ndarray:
+    """NumPy has neither bfloat16 nor reason to keep float16."""
+    return output.numpy() if output.dtype.is_integer or output.dtype.is_bool else output.numpy().astype(np.float32)
+
+
+def _in_order(parts: list[np.ndarray], places: list[np.ndarray], count: int) -> np.ndarray:
+    """Batches of one output, each example at its place."""
+    shape = np.max([part.shape[1:] for part in parts], axis=0).astype(int)
+    values = np.zeros((count, *shape), parts[0].dtype)
+    for part, rows in zip(parts, places, strict=True):
+        place: Any = (rows, *map(slice, part.shape[1:]))
+        values[place] = part
+    return values

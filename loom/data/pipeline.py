@@ -121,7 +121,10 @@ class Data:
         digest = hashlib.sha256()
         for name, split in self.splits.items():
             digest.update(name.encode())
+            digest.update(repr([*split.raw, *split.targets]).encode())
             digest.update(pd.util.hash_pandas_object(split.raw, index=False).to_numpy().tobytes())
+            for target in split.targets.values():
+                digest.update(np.ascontiguousarray(target).tobytes())
         return digest.hexdigest()[:16]
 
 

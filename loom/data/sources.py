@@ -87,6 +87,23 @@ def read_examples(
     return Examples(table.frame, None, str(path.resolve()), tuple(table.bad), table)
 
 
+def require_values(examples: Examples, config: TrainingConfig, columns: Sequence[str]) -> Examples:
+    """Quarantine the rows that lack a value in one of these columns.
+
+    Raises:
+        UserError: There are more of them than `--max-bad` allows.
+    """
+    whole = examples.whole
+    lacking = whole[list(columns)].isna() | (whole[list(columns)] == "")
+    bad = [
+        Bad(examples.where(int(row)), f"no value in column {lacking.columns[cells.argmax()]!r}")
+        for row, cells in zip(whole.index, lacking.to_numpy(), strict=True)
+        if cells.any()
+    ]
+    check_bad(bad, len(whole), config.max_bad, f"rows of {config.data}")
+    return replace(examples.take(whole[~lacking.any(axis=1)]), bad=(*examples.bad, *bad))
+
+
 def split_examples(
     examples: Examples, config: TrainingConfig, stratify: Callable[[pd.DataFrame], np.ndarray | None]
 ) -> dict[str, pd.DataFrame]:
@@ -132,6 +149,7 @@ def _read_tfds(config: TrainingConfig, columns: Sequence[str], required: Sequenc
     name = config.data.removeprefix(TFDS)
     with silenced_stderr():
         builder = _tfds_builder(name, config)
+    _prepare(builder, config)
     splits = sorted(builder.info.splits)
     if "train" not in splits:
         raise UserError(f"--data {config.data}: has no part named train, but {', '.join(splits)}")
@@ -154,7 +172,13 @@ def _tfds_builder(name: str, config: TrainingConfig) -> Any:
         close = difflib.get_close_matches(name.partition(":")[0], tfds.list_builders(), n=1)
         hint = f"; did you mean tfds:{close[0]}?" if close else ""
         raise UserError(f"{where}: no such data set{hint} ({str(error).splitlines()[0]})") from None
+    return builder
+
+
+def _prepare(builder: Any, config: TrainingConfig) -> None:
+    """Download what is not there yet, with TFDS' own progress on the screen."""
     if not builder.is_prepared():
+        where = f"--data {config.data}" + (f" --data-dir {config.data_dir}" if config.data_dir else "")
         try:
             builder.download_and_prepare()
         except Exception as error:
@@ -162,19 +186,20 @@ def _tfds_builder(name: str, config: TrainingConfig) -> Any:
             raise UserError(
                 f"{where}: the data set is not prepared there and could not be downloaded: {reason}"
             ) from None
-    return builder
 
 
 def _tfds_frame(builder: Any, part: str, columns: Sequence[str]) -> pd.DataFrame:
     """Scalar features of one part, read in one batch; class labels become their names."""
     import numpy as np
     import pandas as pd
+    import tensorflow_datasets as tfds
 
     features = builder.info.features
     names = [name for name in columns or features if name in features and features[name].shape == ()]
-    batch = next(
-        iter(builder.as_dataset(split=part, shuffle_files=False).batch(builder.info.splits[part].num_examples))
-    )
+    only = tfds.decode.PartialDecoding(dict.fromkeys(names, True))  # images beside them are not decoded
+    with silenced_stderr():  # TFDS warns of its own deprecated attributes
+        dataset = builder.as_dataset(split=part, shuffle_files=False, decoders=only)
+    batch = next(iter(dataset.batch(builder.info.splits[part].num_examples)))
     frame = {}
     for name in names:
         values = batch[name].numpy()

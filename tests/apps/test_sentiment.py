@@ -105,6 +105,17 @@ def test_a_class_called_none_is_a_class(tmp_path: Path) -> None:
     assert spec.target("sentiment").vocabulary == ("none", "some")
 
 
+def test_rows_without_a_text_or_label_are_quarantined_never_dropped_silently(tmp_path: Path) -> None:
+    rows = "good film,pos\nbad film,neg\n" * 50 + ",pos\nno label,\n"
+    (tmp_path / "texts.csv").write_text("text,label\n" + rows)
+    config = replace(SMALL, data=str(tmp_path / "texts.csv"))
+    with pytest.raises(UserError, match="2 of 102 rows"):
+        sentiment.load(config)
+    data = sentiment.load(replace(config, max_bad=0.05))
+    assert [entry.where for entry in data.bad] == ["texts.csv:102", "texts.csv:103"]
+    assert [entry.why for entry in data.bad] == ["no value in column 'text'", "no value in column 'label'"]
+
+
 def test_a_folder_per_class_is_read(tmp_path: Path) -> None:
     for label in ("good", "bad"):
         (tmp_path / label).mkdir()

@@ -37,9 +37,9 @@ class Outcome:
 
 
 def loom(*arguments: str, cwd: Path, **environment: str) -> Outcome:
-    """Run the `loom` command in a process of its own."""
+    """Run the installed `loom` command in a process of its own."""
     process = subprocess.run(
-        [sys.executable, "-m", "loom", *arguments],
+        [str(Path(sys.executable).with_name("loom")), *arguments],
         cwd=cwd,
         env=clean_environment() | environment,
         capture_output=True,

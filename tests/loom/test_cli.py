@@ -13,10 +13,10 @@ from loom import cli
 HEAVY = ("tensorflow", "keras", "mlflow", "sklearn", "matplotlib")
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+def refused(capfd: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The one line that a wrong command prints; also asserts its status, and that nothing was stored."""
     assert cli.run(list(arguments)) == 2
-    captured = capsys.readouterr()
+    captured = capfd.readouterr()
     assert captured.out == ""
     assert captured.err.count("\n") == 1
     assert not Path("mlruns/mlflow.db").exists()
@@ -32,33 +32,33 @@ def test_help_and_list_import_nothing_heavy(arguments: list[str]) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-def test_list_shows_every_application_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_every_application_with_its_docstring(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["list"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = capfd.readouterr().out.splitlines()
     assert any(line.startswith("sentiment ") and "Sentiment: what does" in line for line in lines)
     assert any(line.startswith("tabular ") for line in lines)
 
 
-def test_help_of_an_application_explains_its_settings(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_an_application_explains_its_settings(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.run(["train", "sentiment", "--help"])
     assert stop.value.code == 0
-    text = capsys.readouterr().out
+    text = capfd.readouterr().out
     assert "--recurrent-dropout" in text
     assert "the same units at every step" in text.replace("\n", " ").replace("  ", " ") or "same units" in text
     assert "--resume RUN_ID" in text
 
 
-def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "unknown command 'trian'" in refused(capsys, "trian", "sentiment")
+def test_unknown_command(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "unknown command 'trian'" in refused(capfd, "trian", "sentiment")
 
 
-def test_unknown_application_proposes_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "did you mean sentiment?" in refused(capsys, "train", "sentimant")
+def test_unknown_application_proposes_the_closest(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "did you mean sentiment?" in refused(capfd, "train", "sentimant")
 
 
-def test_unknown_flag_proposes_the_closest(capsys: pytest.CaptureFixture[str]) -> None:
-    line = refused(capsys, "train", "sentiment", "--learning-rat", "0.1")
+def test_unknown_flag_proposes_the_closest(capfd: pytest.CaptureFixture[str]) -> None:
+    line = refused(capfd, "train", "sentiment", "--learning-rat", "0.1")
     assert "unknown flag --learning-rat" in line
     assert "did you mean --learning-rate?" in line
 
@@ -78,8 +78,8 @@ def test_unknown_flag_proposes_the_closest(capsys: pytest.CaptureFixture[str]) -
         (["--resume", "abc", "--from-run", "abc"], ["--resume", "--from-run"]),
     ],
 )
-def test_wrong_settings(capsys: pytest.CaptureFixture[str], arguments: list[str], words: list[str]) -> None:
-    line = refused(capsys, "train", "sentiment", *arguments)
+def test_wrong_settings(capfd: pytest.CaptureFixture[str], arguments: list[str], words: list[str]) -> None:
+    line = refused(capfd, "train", "sentiment", *arguments)
     assert all(word in line for word in words), line
 
 
@@ -95,42 +95,42 @@ def test_wrong_settings(capsys: pytest.CaptureFixture[str], arguments: list[str]
         (b"text,label\n" + b"...,pos\n---,neg\n" * 20, ["no words", "text column"]),
     ],
 )
-def test_unusable_files(capsys: pytest.CaptureFixture[str], content: bytes, words: list[str]) -> None:
+def test_unusable_files(capfd: pytest.CaptureFixture[str], content: bytes, words: list[str]) -> None:
     Path("reviews.csv").write_bytes(content)
-    line = refused(capsys, "train", "sentiment", "--data", "reviews.csv")
+    line = refused(capfd, "train", "sentiment", "--data", "reviews.csv")
     assert all(word in line for word in words), line
 
 
-def test_a_rating_that_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_rating_that_is_no_number(capfd: pytest.CaptureFixture[str]) -> None:
     Path("r.csv").write_text("text,rating\n" + "fine,7\nbad,two\n" * 9)
-    line = refused(capsys, "train", "sentiment", "--data", "r.csv", "--target", "rating")
+    line = refused(capfd, "train", "sentiment", "--data", "r.csv", "--target", "rating")
     assert "'two'" in line
     assert "no number" in line
 
 
-def test_a_store_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_store_that_cannot_be_written(capfd: pytest.CaptureFixture[str]) -> None:
     Path("mlruns").write_text("a file where the store should be")
-    line = refused(capsys, "train", "sentiment")
+    line = refused(capfd, "train", "sentiment")
     assert "mlruns: the tracking store cannot be made" in line
 
 
 @pytest.mark.parametrize("command", [["predict", "abc", "text"], ["serve", "abc"], ["export", "abc"]])
-def test_commands_on_an_unknown_run(capsys: pytest.CaptureFixture[str], command: list[str]) -> None:
-    assert "unknown run abc" in refused(capsys, *command)
+def test_commands_on_an_unknown_run(capfd: pytest.CaptureFixture[str], command: list[str]) -> None:
+    assert "unknown run abc" in refused(capfd, *command)
 
 
-def test_ui_without_a_store(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no tracking store" in refused(capsys, "ui")
+def test_ui_without_a_store(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "no tracking store" in refused(capfd, "ui")
 
 
-def test_an_application_file_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_application_file_that_is_none(capfd: pytest.CaptureFixture[str]) -> None:
     Path("empty.py").write_text("")
-    assert "empty.py: defines no APP" in refused(capsys, "train", "empty.py")
-    assert "no such application file" in refused(capsys, "train", "absent.py")
+    assert "empty.py: defines no APP" in refused(capfd, "train", "empty.py")
+    assert "no such application file" in refused(capfd, "train", "absent.py")
     Path("json.py").write_text("")
-    assert "rename the file" in refused(capsys, "train", "json.py")
+    assert "rename the file" in refused(capfd, "train", "json.py")
 
 
-def test_debug_shows_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+def test_debug_shows_the_traceback(capfd: pytest.CaptureFixture[str]) -> None:
     assert cli.run(["train", "nothing", "--debug"]) == 2
-    assert "Traceback" in capsys.readouterr().err
+    assert "Traceback" in capfd.readouterr().err

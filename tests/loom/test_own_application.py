@@ -72,12 +72,13 @@ if __name__ == "__main__":
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     assert APPLICATION.count("\n") < 60
-    (tmp_path / "ring.py").write_text(APPLICATION)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "ring.py").write_text(APPLICATION)
     return tmp_path
 
 
 def test_it_trains_is_tracked_and_predicts(folder: Path) -> None:
-    outcome = loom("train", "ring.py", "--epochs", "8", "--json", cwd=folder)
+    outcome = loom("train", "mine/ring.py", "--epochs", "8", "--json", cwd=folder)
     assert outcome.status == 0, outcome.errors
     metrics = outcome.result["metrics"]
     assert metrics["test_accuracy"] > metrics["baseline_majority_accuracy"] + 0.2
@@ -85,14 +86,14 @@ def test_it_trains_is_tracked_and_predicts(folder: Path) -> None:
     assert run.data.tags["app"] == "ring"
     assert run.data.params["units"] == "16"
     assert (Path(outcome.result["model"]) / "code" / "ring.py").read_text() == APPLICATION
-    (folder / "ring.py").unlink()  # a model needs nothing but itself
+    (folder / "mine" / "ring.py").unlink()  # a model needs nothing but itself
     answers = loom("predict", outcome.result["run_id"], '{"x": 0.1, "y": 0}', '{"x": 3, "y": 3}', "--json", cwd=folder)
     assert answers.status == 0, answers.errors
     assert [json.loads(line)["near"] for line in answers.output.splitlines()] == [True, False]
 
 
 def test_its_settings_are_flags_and_its_mistakes_one_line(folder: Path) -> None:
-    assert "Width of the hidden layer" in loom("train", "ring.py", "--help", cwd=folder).output
-    outcome = loom("train", "ring.py", "--unit", "3", cwd=folder)
+    assert "Width of the hidden layer" in loom("train", "mine/ring.py", "--help", cwd=folder).output
+    outcome = loom("train", "mine/ring.py", "--unit", "3", cwd=folder)
     assert outcome.status == 2
     assert "did you mean --units?" in outcome.errors

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import random
 import signal
 import sqlite3
@@ -9,7 +10,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from support import SMALL_SENTIMENT, clean_environment, client, loom, same_weights, weights
 
@@ -37,33 +40,76 @@ def train_and_kill(folder: Path, arguments: list[str], moment: float) -> bool:
             return True
 
 
-@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_killed_run_ends_with_the_weights_of_one_never_killed(tmp_path: Path, kills: int) -> None:
+@pytest.mark.parametrize(("kills", "jit"), [(3, "on"), pytest.param(20, "off", marks=pytest.mark.slow)])
+def test_a_killed_run_ends_with_the_weights_of_one_never_killed(tmp_path: Path, kills: int, jit: str) -> None:
     start = time.monotonic()
-    whole = loom("train", "sentiment", *SETTINGS, "--json", cwd=tmp_path)
+    whole = loom("train", "sentiment", *SETTINGS, "--jit", jit, "--json", cwd=tmp_path)
     duration = time.monotonic() - start
     assert whole.status == 0, whole.errors
     rng = random.Random(kills)
-    killed = 0
+    killed, went_on = 0, 0
     while killed < kills:
         others = [run for run in run_ids(tmp_path) if run != whole.result["run_id"]]
-        arguments = ["--resume", others[0]] if others else list(SETTINGS)
+        arguments = ["--resume", others[0]] if others else [*SETTINGS, "--jit", jit]
+        went_on += any(tmp_path.glob("mlruns/artifacts/*/*/artifacts/checkpoint/state.npz"))
         # Not before the imports are over: those kills prove nothing. Early at first, so that it does not finish.
         latest = duration * (0.5 + 0.4 * killed / kills)
-        if not train_and_kill(tmp_path, arguments, rng.uniform(0.25 * duration, latest)):
+        if not train_and_kill(tmp_path, arguments, rng.uniform(0.35 * duration, latest)):
             break
         killed += 1
     assert killed >= min(kills, 3)
     (run_id,) = (run for run in run_ids(tmp_path) if run != whole.result["run_id"])
     if client(tmp_path).get_run(run_id).info.status != "FINISHED":
+        went_on += any(tmp_path.glob("mlruns/artifacts/*/*/artifacts/checkpoint/state.npz"))
         resumed = loom("train", "sentiment", "--resume", run_id, "--json", cwd=tmp_path)
         assert resumed.status == 0, resumed.errors
-    store = client(tmp_path)
-    model = Path(whole.result["model"].replace(whole.result["run_id"], run_id))
-    assert same_weights(weights(model), weights(Path(whole.result["model"])))
+    assert went_on, "no kill came after the first checkpoint: the test has proved nothing"
+    compare(tmp_path, run_id, whole.result)
+
+
+def compare(folder: Path, run_id: str, whole: dict[str, Any]) -> None:
+    """The weights are the same bit for bit, and the store has every step once, with the same values."""
+    model = Path(whole["model"].replace(whole["run_id"], run_id))
+    assert same_weights(weights(model), weights(Path(whole["model"])))
+    store = client(folder)
     for name in ("train_loss", "val_loss", "val_accuracy", "lr", "test_loss", "baseline_tfidf_accuracy"):
         histories = [
             sorted((metric.step, metric.value) for metric in store.get_metric_history(run, name))
-            for run in (run_id, whole.result["run_id"])
+            for run in (run_id, whole["run_id"])
         ]
         assert histories[0] == histories[1], name
+
+
+def start_and_stop_after_an_epoch(folder: Path, *settings: str) -> str:
+    """A run that was killed when it had a checkpoint; returns its id."""
+    command = [sys.executable, "-m", "loom", "train", "sentiment", *SMALL_SENTIMENT, "--epochs", "3000", *settings]
+    with subprocess.Popen(
+        [*command, "--patience", "0"], cwd=folder, env=clean_environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("epoch 3"))
+        process.send_signal(signal.SIGKILL)
+    return run_ids(folder)[-1]
+
+
+def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
+    rows = "".join(f"a {'good' if n % 2 else 'bad'} film {n},{'pos' if n % 2 else 'neg'}\n" for n in range(300))
+    (tmp_path / "films.csv").write_text("text,label\n" + rows)
+    run_id = start_and_stop_after_an_epoch(tmp_path, "--data", "films.csv")
+    resume = ("train", "sentiment", "--resume", run_id)
+    with (tmp_path / "mlruns" / "locks" / run_id).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process" in loom(*resume, cwd=tmp_path).errors
+    (tmp_path / "films.csv").write_text("text,label\n" + rows.replace("film 7,", "film seven,"))
+    changed = loom(*resume, cwd=tmp_path)
+    assert changed.status == 2
+    assert "has changed since the run was started" in changed.errors
+    (tmp_path / "films.csv").write_text("text,label\n" + rows)
+    (checkpoint,) = tmp_path.glob("mlruns/artifacts/*/*/artifacts/checkpoint/state.npz")
+    with np.load(checkpoint) as file:
+        np.savez(
+            checkpoint, **{name: value[..., :1] if name == "variable/0" else value for name, value in file.items()}
+        )
+    misfit = loom(*resume, cwd=tmp_path)
+    assert misfit.status == 2
+    assert "does not fit the model" in misfit.errors

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -105,7 +106,7 @@ def test_a_loss_that_becomes_infinite_fails_the_run_with_its_reason(tmp_path: Pa
 
 
 def test_an_interrupted_run_is_killed_and_can_be_resumed(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "loom", "train", "sentiment", *SMALL_SENTIMENT, "--epochs", "300"]
+    command = [sys.executable, "-m", "loom", "train", "sentiment", *SMALL_SENTIMENT, "--epochs", "3000"]
     with subprocess.Popen(
         [*command, "--patience", "0"],
         cwd=tmp_path,
@@ -113,11 +114,12 @@ def test_an_interrupted_run_is_killed_and_can_be_resumed(tmp_path: Path) -> None
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         next(line for line in process.stdout if line.startswith("epoch 2"))
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the baselines' process too
         start = time.monotonic()
         process.stdout.read()
         errors = process.stderr.read()

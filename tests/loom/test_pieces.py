@@ -1,0 +1,117 @@
+"""Small pieces on which runs rely."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pandas as pd
+import pytest
+
+from apps import sentiment
+from loom import Data, Field, Ragged, Spec, Split, TrainingConfig, UserError, runtime
+from loom.config import from_dict, to_dict
+from loom.fresh import largest_difference
+from loom.run import Run, measure
+from loom.tracking import Store, Tracker
+from loom.trained import Trained
+
+
+@pytest.mark.parametrize(
+    ("expected", "found", "difference"),
+    [
+        ({"label": "a", "p": 0.5}, {"label": "a", "p": 0.5}, 0),
+        ({"label": "a", "p": 0.5}, {"label": "b", "p": 0.5}, math.inf),
+        ({"p": 0.5}, {"p": 0.75}, 0.25),
+        ({"value": 200.0}, {"value": 201.0}, 0.005),
+        ({"p": [0.5, 0.9]}, {"p": [0.5, math.nan]}, math.inf),
+        ({"p": None}, {"p": math.nan}, 0),
+        ({"p": np.array([1.0, 2.0])}, {"p": [1.0, 2.0]}, 0),
+        ({"p": 1}, {"q": 1}, math.inf),
+        ({"p": [1]}, {"p": [1, 2]}, math.inf),
+        ({"near": True}, {"near": False}, 1),
+    ],
+)
+def test_differences_between_answers_are_seen(expected: Any, found: Any, difference: float) -> None:
+    assert largest_difference(expected, found) == pytest.approx(difference)
+
+
+def test_two_stores_in_one_process_are_the_same_store(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        store = Store()
+        assert store.is_local
+        tracker = Tracker.create(store, name, {}, "run")
+        assert tracker.local_artifacts is not None
+        assert tracker.local_artifacts.is_relative_to(tmp_path / "mlruns" / "artifacts" / name)
+        tracker.finish()
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+
+
+def test_a_server_that_does_not_answer_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"MLFLOW_TRACKING_URI http://127.0.0.1:9: the tracking server does not answer"):
+        Store().check_writable()
+
+
+def test_a_run_that_another_process_trains_is_left_alone() -> None:
+    store = Store()
+    tracker = Tracker.create(store, "a", {}, "run")
+    with pytest.raises(UserError, match="another process"):
+        Tracker.reopen(store, tracker.run_id)
+    tracker.finish("KILLED", "test")
+    Tracker.reopen(store, tracker.run_id).finish("FINISHED")
+    with pytest.raises(UserError, match="is finished"):
+        Tracker.reopen(store, tracker.run_id)
+
+
+@dataclass(frozen=True)
+class TupleConfig(TrainingConfig):
+    filters: tuple[int, ...] = (8, 16)
+
+
+def test_tuples_survive_json() -> None:
+    values = {**to_dict(TupleConfig()), "filters": [8, 16]}
+    assert from_dict(TupleConfig, values) == TupleConfig()
+
+
+def numbers_run(policy: str, tmp_path: Path) -> Run:
+    """A run whose model gives back its input, a large number."""
+    values = np.array([[201000.0], [203000.0]], np.float32)
+    split = Split(pd.DataFrame({"x": values[:, 0]}), {"x": values}, {"y": values})
+    data = Data(split, split, split, Spec((Field("x", "number"),), (Field("y", "number"),)), "test")
+    x = keras.Input((1,), name="x")
+    model = keras.Model({"x": x}, {"y": keras.layers.Identity(dtype="float32")(x)})
+    app = replace(sentiment.APP, loss="mse", metrics=["mae"])
+    keras.config.set_dtype_policy(policy)
+    return Run(app, TrainingConfig(), data, runtime.Runtime("cpu", 1, 2, policy, False), model, tmp_path)
+
+
+def test_test_metrics_are_exact_under_mixed_precision(tmp_path: Path) -> None:
+    try:
+        assert measure(numbers_run("mixed_bfloat16", tmp_path)) == {"loss": 0.0, "mae": 0.0}
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+def test_outputs_for_each_step_come_in_order_filled_to_the_longest() -> None:
+    words = keras.Input((None,), dtype="int32", name="words")
+    doubled = keras.layers.Embedding(100, 1, embeddings_initializer=lambda shape, dtype: 2.0 * np.arange(100)[:, None])
+    core = keras.Model({"words": words}, {"y": doubled(words)})
+    padded = np.array([[1, 2, 3] + [4] * 20, [5] + [0] * 22, [6, 7] + [0] * 21], np.int32)
+    trained = Trained(sentiment.APP, sentiment.Config(), Spec((), ()), core)
+    outputs = trained.outputs_of({"words": Ragged.from_padded(padded)})["y"][..., 0]
+    np.testing.assert_array_equal(outputs[:, :23], 2 * padded)
+
+
+def test_longer_validation_texts_are_not_cut(tmp_path: Path) -> None:
+    short, long = (Ragged.from_padded(np.ones((4, length), np.int32)) for length in (5, 50))
+    frame, spec = pd.DataFrame({"t": list("abcd")}), Spec((Field("t", "text"),), ())
+    parts = [Split(frame, {"words": words}, {}) for words in (short, long, long)]
+    settings = runtime.Runtime("cpu", 1, 2, "float32", False)
+    run = Run(sentiment.APP, TrainingConfig(), Data(*parts, spec, "test"), settings, None, tmp_path)
+    assert {inputs["words"].shape[1] for inputs, _ in run.batches(run.data.validation)} == {56}
