@@ -16,6 +16,8 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from loom.errors import UserError
+
 if TYPE_CHECKING:
     import keras as keras
     import mlflow as mlflow
@@ -69,16 +71,17 @@ def after_import(name: str, action: Callable[[], object]) -> None:
 
 @contextmanager
 def silenced_stderr() -> Iterator[None]:
-    """Hold back what native code writes to file descriptor 2; show it only if the block raises."""
+    """Hold back what native code writes to file descriptor 2; show it if the block fails, by no person's mistake."""
     with _importing, tempfile.TemporaryFile() as held:
         sys.stderr.flush()
         original = os.dup(2)
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
-            held.seek(0)
-            os.write(original, held.read())
+        except Exception as error:
+            if not isinstance(error, UserError):
+                held.seek(0)
+                os.write(original, held.read())
             raise
         finally:
             os.dup2(original, 2)

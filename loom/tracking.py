@@ -314,5 +314,6 @@ def _lock(store: Store, run_id: str) -> IO[str]:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        handle.close()
         raise UserError(f"run {run_id} is still being trained by another process") from None
     return handle

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from support import SMALL_SENTIMENT, clean_environment, client, loom, same_weights, weights
 
-SETTINGS = (*SMALL_SENTIMENT, "--epochs", "12", "--patience", "3", "--recurrent-dropout", "0.2")
-SETTINGS = (*SETTINGS, "--encoder", "gru", "--embedding-units", "8")
+SETTINGS = (*SMALL_SENTIMENT, "--recurrent-dropout", "0.2", "--encoder", "gru", "--embedding-units", "8")
+LONG = ("--epochs", "100", "--patience", "60")
+LONGER = ("--epochs", "250", "--patience", "0")
 
 
 def run_ids(folder: Path) -> list[str]:
@@ -29,35 +30,44 @@ def run_ids(folder: Path) -> list[str]:
         return []
 
 
-def train_and_kill(folder: Path, arguments: list[str], moment: float) -> bool:
-    """Train, and kill the process `moment` seconds after its start; whether it had not finished by then."""
+def train_and_kill(folder: Path, arguments: list[str], after_epoch: bool, seconds: float) -> bool:
+    """Train, and kill the process some time after its start or its first epoch; whether it had not finished by then."""
     command = [sys.executable, "-m", "loom", "train", "sentiment", *arguments]
-    with subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=subprocess.DEVNULL) as process:
+    with subprocess.Popen(command, cwd=folder, env=clean_environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        if after_epoch:
+            next((line for line in process.stdout if line.startswith("epoch")), None)
         try:
-            return process.wait(timeout=moment) != 0
+            return process.wait(timeout=seconds) != 0
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             return True
 
 
-@pytest.mark.parametrize(("kills", "jit"), [(3, "on"), pytest.param(20, "off", marks=pytest.mark.slow)])
-def test_a_killed_run_ends_with_the_weights_of_one_never_killed(tmp_path: Path, kills: int, jit: str) -> None:
+@pytest.mark.parametrize(
+    ("kills", "length", "jit"), [(3, LONG, "on"), pytest.param(20, LONGER, "off", marks=pytest.mark.slow)]
+)
+def test_a_killed_run_ends_with_the_weights_of_one_never_killed(
+    tmp_path: Path, kills: int, length: tuple[str, ...], jit: str
+) -> None:
+    settings = [*SETTINGS, *length, "--jit", jit]
     start = time.monotonic()
-    whole = loom("train", "sentiment", *SETTINGS, "--jit", jit, "--json", cwd=tmp_path)
+    whole = loom("train", "sentiment", *settings, "--json", cwd=tmp_path)
     duration = time.monotonic() - start
     assert whole.status == 0, whole.errors
     rng = random.Random(kills)
     killed, went_on = 0, 0
     while killed < kills:
         others = [run for run in run_ids(tmp_path) if run != whole.result["run_id"]]
-        arguments = ["--resume", others[0]] if others else [*SETTINGS, "--jit", jit]
+        arguments = ["--resume", others[0]] if others else settings
         went_on += any(tmp_path.glob("mlruns/artifacts/*/*/artifacts/checkpoint/state.npz"))
-        # Not before the imports are over: those kills prove nothing. Early at first, so that it does not finish.
-        latest = duration * (0.5 + 0.4 * killed / kills)
-        if not train_and_kill(tmp_path, arguments, rng.uniform(0.35 * duration, latest)):
+        # Every other kill comes soon after an epoch, the rest at any moment from the imports on.
+        after_epoch = killed % 2 == 0
+        seconds = rng.uniform(0, 1.5) if after_epoch else rng.uniform(0.2, 0.6) * duration
+        if not train_and_kill(tmp_path, arguments, after_epoch, seconds):
             break
         killed += 1
-    assert killed >= min(kills, 3)
+    assert killed == kills, "the run was finished before it was killed often enough"
     (run_id,) = (run for run in run_ids(tmp_path) if run != whole.result["run_id"])
     if client(tmp_path).get_run(run_id).info.status != "FINISHED":
         went_on += any(tmp_path.glob("mlruns/artifacts/*/*/artifacts/checkpoint/state.npz"))
