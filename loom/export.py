@@ -72,7 +72,7 @@ def _check_packages(formats: Sequence[str]) -> None:
     for name in formats:
         missing = [package for package in REQUIRED.get(name, ()) if importlib.util.find_spec(package) is None]
         if missing:
-            raise UserError(f"--format {name} needs {' and '.join(missing)}: pip install 'kerasloom[{name}]'")
+            raise UserError(f"--format {name} needs {' and '.join(missing)}: pip install -e '.[{name}]' in the project")
 
 
 def _folder_beside(output: Path) -> tempfile.TemporaryDirectory[str]:

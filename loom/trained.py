@@ -76,7 +76,8 @@ class Trained:
     def save(self, folder: Path, module: str) -> None:
         """Write the files that `open` reads; `module` is the name the application's code is imported by."""
         folder.mkdir(parents=True)
-        self.core.save(folder / CORE)
+        # The same layers without the optimizer, whose state is twice as large as the weights.
+        keras.Model(self.core.input, self.core.output, name=self.core.name).save(folder / CORE)
         (folder / SPEC).write_text(self.spec.to_json(), encoding="utf-8")
         (folder / CONFIG).write_text(json.dumps(to_dict(self.config)), encoding="utf-8")
         (folder / APP).write_text(json.dumps({"module": module}), encoding="utf-8")

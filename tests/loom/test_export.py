@@ -18,7 +18,7 @@ from loom.data.spec import Field
 
 TEXTS = ["A superb film, I loved every minute!", "Not good at all.", "far from dull", "good", "?"]
 HAS_ONNX = all(importlib.util.find_spec(package) for package in ("tf2onnx", "onnxruntime"))
-needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs the packages of kerasloom[onnx]")
+needs_onnx = pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
 
 
 def export(run_id: str, cwd: Path, *formats: str, output: Path | None = None) -> Path:
@@ -125,18 +125,11 @@ def test_onnx_and_preprocessing_json_are_enough(sentiment_run: TrainedRun, answe
     np.testing.assert_allclose(alone, expected[3:4], atol=1e-4)
 
 
-@pytest.mark.skipif(HAS_ONNX, reason="the packages of kerasloom[onnx] are installed")
-def test_missing_packages_are_named(sentiment_run: TrainedRun) -> None:
-    outcome = loom("export", sentiment_run.run_id, "--format", "onnx", cwd=sentiment_run.folder)
-    assert outcome.status == 2
-    assert "pip install 'kerasloom[onnx]'" in outcome.errors
-
-
 def test_missing_packages_are_named_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from loom.export import export
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"needs tf2onnx and onnxruntime: pip install 'kerasloom\[onnx\]'"):
+    with pytest.raises(UserError, match=r"needs tf2onnx and onnxruntime: pip install -e '.\[onnx\]'"):
         export("no-run", ["keras", "onnx"], tmp_path / "exported")
 
 

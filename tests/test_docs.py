@@ -1,0 +1,83 @@
+"""The documentation's links lead somewhere, its commands exist, and its numbers are those of the recorded results."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from loom import cli
+from loom.app import list_apps
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_and_figures_exist(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_files_exist(page: Path) -> None:
+    """`tests/...`, `benchmarks/...` and the like in backticks or commands."""
+    named = re.findall(r"(?:apps|benchmarks|layers|loom|tests)/[\w/]+\.(?:py|json)", page.read_text(encoding="utf-8"))
+    for path in named:
+        assert (ROOT / path).exists(), path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_applications_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for command in re.findall(r"^ {4}loom (\w+)|`loom (\w+)", text, re.MULTILINE):
+        assert "".join(command) in cli.COMMANDS
+    for name in re.findall(r"loom train ([a-z]\w*)", text):
+        assert name in list_apps()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_exist(page: Path) -> None:
+    from apps import sentiment, tabular
+    from loom.config import flag, to_dict
+
+    flags = {flag(name) for config in (sentiment.Config(), tabular.Config()) for name in to_dict(config)}
+    flags |= {"--resume", "--from-run", "--json", "--debug", "--help", "--format", "--output", "--port", "--host"}
+    flags |= {"--quick"}  # benchmarks
+    text = page.read_text(encoding="utf-8")
+    for name in re.findall(r"(?<![\w-])--([a-z][\w-]+)", text):
+        assert f"--{name.removeprefix('no-')}" in flags, name
+
+
+def test_every_application_has_a_page_and_a_line_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in list_apps():
+        assert (ROOT / "docs" / f"{name}.md").exists()
+        assert f"docs/{name}.md" in readme
+
+
+def results(name: str) -> dict:
+    return dict(json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")))
+
+
+def test_the_sentiment_table_is_the_recorded_one() -> None:
+    page = (ROOT / "docs" / "sentiment.md").read_text(encoding="utf-8")
+    for row in results("sentiment")["rows"]:
+        line = "| {case} | {accuracy:.4f} | {tfidf:.4f} | {first_step:.0f} | {seconds:.0f} |"
+        assert line.format(**row) in page
+
+
+def test_the_tracking_table_is_the_recorded_one() -> None:
+    page, found = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8"), results("tracking")
+    assert "| an epoch, s | {plain:.3f} | {tracked:.3f} | {percent:.2f} % |".format(**found) in page
+    assert "| store and report, s | | {outside:.2f} | |".format(**found) in page
+
+
+def test_the_titanic_table_is_the_recorded_one() -> None:
+    page, summary = (ROOT / "docs" / "tabular.md").read_text(encoding="utf-8"), results("titanic")["summary"]
+    mean = summary["mean"]
+    assert f"| mean | {mean['ours']:.4f} | {mean['boosting']:.4f} |" in page
