@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import getpass
 import json
 import logging
 import os
@@ -248,7 +249,7 @@ def run_tags(app: str, kind: str, runtime: Mapping[str, str]) -> dict[str, str]:
     """Tags that every run carries."""
     tags = {"app": app, "kind": kind, "backend": "tensorflow", **runtime}
     tags |= {"mlflow.source.name": f"loom train {app}", "mlflow.source.type": "LOCAL"}
-    tags |= {"mlflow.user": os.environ.get("USER") or str(os.getuid())}
+    tags |= {"mlflow.user": _user_name()}
     tags |= versions()
     commit = _git_commit()
     return tags | ({"mlflow.source.git.commit": commit} if commit else {})
@@ -280,6 +281,13 @@ def local_path(uri: str) -> Path | None:
 def now() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
+
+
+def _user_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def _git_commit() -> str:
