@@ -100,6 +100,8 @@ def load(config: Config) -> Data:
     examples = read_examples(config, samples.reviews, required, required, missing=frozenset({""}))
     examples = require_values(examples, config, required)
     examples = examples.take(examples.whole[required].set_axis([TEXT, SENTIMENT], axis=1))
+    if config.target == "rating":
+        _check_ratings(examples.whole, config)
     stratify = (lambda part: part[SENTIMENT].to_numpy()) if config.target == "class" else (lambda part: None)
     parts = split_examples(examples, config, stratify)
     target = _target(parts["train"], config)
@@ -111,14 +113,19 @@ def load(config: Config) -> Data:
     return Data(train, validation, test, spec, examples.source, examples.bad)
 
 
-def _target(frame: pd.DataFrame, config: Config) -> Field:
+def _check_ratings(frame: pd.DataFrame, config: Config) -> None:
     import pandas as pd
 
+    wrong = ~np.isfinite(pd.to_numeric(frame[SENTIMENT], errors="coerce").to_numpy(float))
+    if wrong.any():
+        example = frame[SENTIMENT][wrong].iloc[0]
+        raise UserError(f"--target rating: column {config.label!r} holds {example!r}, which is no number")
+
+
+def _target(frame: pd.DataFrame, config: Config) -> Field:
+    """What is to be predicted, from the training part."""
     if config.target == "rating":
-        ratings = pd.to_numeric(frame[SENTIMENT], errors="coerce")
-        if ratings.isna().any():
-            example = frame[SENTIMENT][ratings.isna()].iloc[0]
-            raise UserError(f"--target rating: column {config.label!r} holds {example!r}, which is no number")
+        ratings = frame[SENTIMENT].to_numpy(float)
         statistics = {"mean": float(ratings.mean()), "scale": float(ratings.std()) or 1.0}
         return Field(SENTIMENT, "number", statistics=statistics)
     classes = tuple(sorted(map(str, frame[SENTIMENT].unique())))
@@ -279,7 +286,7 @@ def explain(trained: Trained, texts: Sequence[str]) -> list[tuple[str, list[str]
         column = _answered_column(trained.spec.target(SENTIMENT), answer)
         contributions = np.sign(column + 0.5) * (changed[-1, max(column, 0)] - changed[:-1, max(column, 0)])
         heading = "  ".join(f"{value:.3g}" if isinstance(value, float) else value for value in answer.values())
-        rows.append((heading, _split(text)[: len(contributions)], contributions))
+        rows.append((heading, _kept_words(text, trained.config)[: len(contributions)], contributions))
     return rows
 
 
@@ -292,9 +299,11 @@ def _without_each_word(words: Ragged) -> Ragged:
     return Ragged(rows.ravel(), np.arange(count + 2) * length)
 
 
-def _split(text: str) -> list[str]:
+def _kept_words(text: str, config: Any) -> list[str]:
+    """The words of a text that `preprocess` keeps."""
     words = tf.strings.split(layers.standardize_text(tf.constant([text]))).values.numpy()
-    return [word.decode() for word in words]
+    kept = layers.Shorten(config.max_words, config.keep)(np.arange(1, len(words) + 1)[None])
+    return [words[place - 1].decode() for place in np.asarray(kept)[0] if place]
 
 
 def _answered_column(target: Field, answer: Answer) -> int:

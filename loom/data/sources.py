@@ -81,7 +81,9 @@ def read_examples(
             f"--data {config.data}: no such file or folder (built-in data: --data sample; TFDS: --data tfds:NAME)"
         )
     if path.is_dir():
-        return _read_folder(config, path)
+        found = _read_folder(config, path)
+        _require(found.train, required, config.data)
+        return found
     table = read_table(path, required, missing)
     check_bad(table.bad, table.total, config.max_bad, f"rows of {path.name}")
     return Examples(table.frame, None, str(path.resolve()), tuple(table.bad), table)

@@ -149,6 +149,16 @@ def test_contributions_say_how_far_the_answer_falls_without_the_word(data: Data)
         assert contribution == pytest.approx(float(probability) - rest, abs=2e-3)
 
 
+@pytest.mark.parametrize("keep", ["head", "tail", "ends"])
+def test_shortened_texts_are_explained_by_the_words_that_were_kept(data: Data, keep: str) -> None:
+    config = replace(SMALL, max_words=5, keep=keep)
+    trained = Trained(APP, config, data.spec, sentiment.build(config, data.spec))
+    ((_, words, contributions),) = sentiment.explain(trained, ["one two three four five six seven"])
+    kept = {"head": "one two three four five", "tail": "three four five six seven", "ends": "one two three six seven"}
+    assert words == kept[keep].split()
+    assert len(contributions) == 5
+
+
 def test_the_baselines_know_nothing_or_are_strong(data: Data) -> None:
     found = sentiment.baselines(SMALL, data)
     assert found["majority"]["accuracy"] == pytest.approx(0.507, abs=0.01)

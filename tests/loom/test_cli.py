@@ -102,10 +102,18 @@ def test_unusable_files(capfd: pytest.CaptureFixture[str], content: bytes, words
 
 
 def test_a_rating_that_is_no_number(capfd: pytest.CaptureFixture[str]) -> None:
-    Path("r.csv").write_text("text,rating\n" + "fine,7\nbad,two\n" * 9)
+    Path("r.csv").write_text("text,rating\n" + "fine,7\nbad,4\n" * 49 + "worse,two\n")
     line = refused(capfd, "train", "sentiment", "--data", "r.csv", "--target", "rating")
     assert "'two'" in line
     assert "no number" in line
+
+
+def test_a_folder_has_no_ratings(capfd: pytest.CaptureFixture[str]) -> None:
+    for label in ("good", "bad"):
+        Path("texts", label).mkdir(parents=True)
+        Path("texts", label, "1.txt").write_text("words")
+    line = refused(capfd, "train", "sentiment", "--data", "texts", "--target", "rating")
+    assert "texts has no column 'rating': its columns are text, label" in line
 
 
 def test_a_store_that_cannot_be_written(capfd: pytest.CaptureFixture[str]) -> None:
