@@ -36,7 +36,7 @@ def test_commands_and_applications_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for command in re.findall(r"^ {4}loom (\w+)|`loom (\w+)", text, re.MULTILINE):
         assert "".join(command) in cli.COMMANDS
-    for name in re.findall(r"loom train ([a-z]\w*)", text):
+    for name in re.findall(r"loom train ([a-z]\w*)(?![\w/])", text):
         assert name in list_apps()
 
 
@@ -74,6 +74,7 @@ def test_the_sentiment_table_is_the_recorded_one() -> None:
 def test_the_tracking_table_is_the_recorded_one() -> None:
     page, found = (ROOT / "docs" / "runs.md").read_text(encoding="utf-8"), results("tracking")
     assert "| an epoch, s | {plain:.3f} | {tracked:.3f} | {percent:.2f} % |".format(**found) in page
+    assert "| of it waiting in callbacks | | | {waited:.2f} % |".format(**found) in page
     assert "| store and report, s | | {outside:.2f} | |".format(**found) in page
 
 
