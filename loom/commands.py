@@ -88,6 +88,9 @@ def ui(host: str, port: int) -> int:
     from loom.tracking import Store
 
     store = Store()
+    if store.uri.startswith("http"):
+        print(f"MLFLOW_TRACKING_URI names a server, which shows the UI itself: {store.uri}")
+        return 0
     if store.is_local and not (store.folder / "mlflow.db").exists():
         raise UserError(
             f"there is no tracking store at {store.folder} yet: train something first, or change the folder"

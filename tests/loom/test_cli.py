@@ -131,6 +131,14 @@ def test_ui_without_a_store(capfd: pytest.CaptureFixture[str]) -> None:
     assert "no tracking store" in refused(capfd, "ui")
 
 
+def test_a_tracking_server_shows_the_ui_itself(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert cli.run(["ui"]) == 0
+    assert capfd.readouterr().out.endswith("itself: http://127.0.0.1:9\n")
+
+
 def test_an_application_file_that_is_none(capfd: pytest.CaptureFixture[str]) -> None:
     Path("empty.py").write_text("")
     assert "empty.py: defines no APP" in refused(capfd, "train", "empty.py")
