@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loom import lazy
-from loom.app import Answer, App, AppFile, load_app
+from loom.app import Answer, App
 from loom.config import TrainingConfig, from_dict, to_dict
 from loom.data.encode import Encoder
 from loom.data.pipeline import Batches, Column, bucket_lengths, sequence_lengths
@@ -83,14 +84,9 @@ class Trained:
         (folder / APP).write_text(json.dumps({"module": module}), encoding="utf-8")
 
     @classmethod
-    def open(cls, folder: Path, file: AppFile | None = None) -> Trained:
-        """Load a saved application with the code at hand (`file` where that is not importable by name)."""
-        import importlib
-
-        if file is not None:
-            app = load_app(file)
-        else:
-            app = importlib.import_module(json.loads((folder / APP).read_text(encoding="utf-8"))["module"]).APP
+    def open(cls, folder: Path) -> Trained:
+        """Load a saved application with the code that is importable here: in a model, its own."""
+        app = importlib.import_module(json.loads((folder / APP).read_text(encoding="utf-8"))["module"]).APP
         config = from_dict(app.config, json.loads((folder / CONFIG).read_text(encoding="utf-8")))
         spec = Spec.from_json((folder / SPEC).read_text(encoding="utf-8"))
         load("layers")  # Keras finds registered layers only once they are imported
