@@ -1,8 +1,10 @@
 """Keras layers for the applications. Nothing here imports another part of this repository."""
 
+from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell
+from layers.composed import Bidirectional, Stacked
 from layers.dates import DateFeatures
 from layers.losses import PerceptronLoss
-from layers.recurrent import GRU, LSTM, Bidirectional, Elman, Stacked
+from layers.recurrent import GRU, LSTM, EchoState, Elman
 from layers.text import BagOfWordPairs, MaskedPooling1D, Shorten, standardize_text
 
 __all__ = [
@@ -11,7 +13,12 @@ __all__ = [
     "BagOfWordPairs",
     "Bidirectional",
     "DateFeatures",
+    "EchoState",
+    "EchoStateCell",
     "Elman",
+    "ElmanCell",
+    "GRUCell",
+    "LSTMCell",
     "MaskedPooling1D",
     "PerceptronLoss",
     "Shorten",

@@ -1,161 +1,367 @@
 """The recurrence over time that all recurrent layers share.
 
-`differentiable_recurrence` leaves the gradient to the backend. `closed_form_recurrence` computes the same values and
+`Recurrence.differentiable` leaves the gradient to the backend. `Recurrence.closed_form` computes the same values and
 carries its own gradient, backpropagation through time (Werbos, 1990, "Backpropagation through time: what it does and
-how to do it"): the forward loop saves what the derivatives need, a second loop runs from the last step to the first,
-and the gradients of the weights are matrix products over all `time * batch` rows after that loop instead of one small
-product in every step. It consists of differentiable operations itself, so second derivatives are right as well.
+how to do it"). With a_t what enters the product of step t and p_t = a_t R, for every recurrent matrix R:
 
-All tensors here are time-major. A step that the mask leaves out hands the state on unchanged and puts out zero.
+- The forward loop saves the states and the products, nothing else.
+- The backward loop runs from the last step to the first. It takes each step's element-wise functions again, on the
+  saved products, and their derivatives with them, which costs less than storing and reading every activation. The
+  derivative of the product is in closed form, dL/da_t = dL/dp_t R^T.
+- dL/dR = sum over t of a_t^T dL/dp_t is one product over all `time * batch` rows after the loop instead of a small one
+  in every step.
+
+So a cell says only what one step computes. All of it consists of differentiable operations, and second derivatives are
+right as well. A step that the mask leaves out hands the state on unchanged and puts
+out zero.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 from keras import ops
 
-from layers.kernels import scan
+from layers.kernels import compiled, projects_in_loop, scan, step_gradients
 
 Tensor = Any
 Tensors = tuple[Tensor, ...]
 
 
 class Cell(Protocol):
-    """One time step of a recurrent layer and its derivative.
+    """One time step of a recurrent layer.
 
     Attributes:
         units: Width U of every state.
-        saved_count: How many `(batch, units)` tensors `step` saves for `step_gradient` and `weight_gradients`.
+        zoneout: For every state the share of units that keep their old value.
+        additive: Whether there is one product, and the projected input is used in its sum with that product only.
     """
 
     units: int
-    saved_count: int
+    zoneout: tuple[float, ...]
+    additive: bool
+
+    def project(self, inputs: Tensor, projection: Tensors) -> Tensor:
+        """Returns what a step reads of its input, for the inputs of any number of steps."""
+        ...
 
     def step(
-        self, states: Tensors, projected: Tensor, weights: Tensors, dropout_mask: Tensor | None
-    ) -> tuple[Tensors, Tensors]:
-        """Returns the new states, the hidden state first, and what to save."""
+        self, states: Tensors, recurrent_input: Tensor, projected: Tensor, product: "Product", vectors: Tensors
+    ) -> Tensors:
+        """Returns the new states.
+
+        Args:
+            states: The old states, `(batch, units)` each, the hidden state first.
+            recurrent_input: The hidden state, thinned out by recurrent dropout.
+            projected: The input of this step times the input kernel, plus the bias, `(batch, gates * units)`.
+            product: Multiplies by a recurrent matrix, see `Product`.
+            vectors: The other weights of the step.
+        """
         ...
 
-    def step_gradient(
-        self, state_gradients: Tensors, saved: Tensors, transposed_kernel: Tensor, dropout_mask: Tensor | None
-    ) -> tuple[Tensor, Tensors]:
-        """Returns the gradients of the projected input and of the previous states."""
+
+class Product(Protocol):
+    """Product with one of the recurrent matrices; a step takes each of them once, in order."""
+
+    def __call__(self, index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
+        """Returns `factor @ matrices[index]`, plus a tensor; additive cells add the projected input here."""
         ...
 
-    def weight_gradients(self, projected_gradient: Tensor, saved: Tensors, dropout_mask: Tensor | None) -> Tensors:
-        """Returns the gradients of `weights`, given the gradients and saved tensors of all steps."""
-        ...
 
-
-class Recurrence(NamedTuple):
-    """What a recurrence starts from.
+class Weights(NamedTuple):
+    """The weights of a cell, as tensors in the dtype of the computation.
 
     Attributes:
-        projected: Input of every step times the input kernel, plus the bias, `(time, batch, gates * units)`.
-        weights: The recurrent kernel, `(units, gates * units)`, and the recurrent bias where the cell has one.
-        initial_states: One `(batch, units)` tensor per state, the hidden state first.
-        mask: `(time, batch, 1)` booleans, true where a step is valid, or None.
-        dropout_mask: `(batch, units)` factors on the hidden state that enters the recurrent product, or None.
+        projection: What projects the input of all steps.
+        matrices: The recurrent matrices, from `(batch, units)` to what a cell makes of it.
+        vectors: The other weights of a step: small, one-dimensional.
     """
 
-    projected: Tensor
-    weights: Tensors
+    projection: Tensors
+    matrices: Tensors
+    vectors: Tensors
+
+
+class Batch(NamedTuple):
+    """What a recurrence reads. The batch is the first axis of all tensors, so that it can be cut into parts.
+
+    Attributes:
+        sequence: `(batch, time, features)`.
+        initial_states: One `(batch, units)` tensor per state, the hidden state first.
+        mask: `(batch, time)` booleans, true where a step is valid, or None.
+        input_factors: `(batch, 1, features)` factors of dropout on the input, or None.
+        recurrent_factors: `(batch, units)` factors of dropout on the hidden state that enters the product, or None.
+        zoned_out: In training, for every state that has zoneout, `(batch, time, units)` booleans, true where the old
+            value is kept; otherwise nothing, and the expectation is computed.
+    """
+
+    sequence: Tensor
     initial_states: Tensors
-    mask: Tensor | None
-    dropout_mask: Tensor | None
+    mask: Tensor | None = None
+    input_factors: Tensor | None = None
+    recurrent_factors: Tensor | None = None
+    zoned_out: Tensors = ()
 
 
-def differentiable_recurrence(cell: Cell, start: Recurrence, return_sequences: bool) -> tuple[Tensor | None, Tensors]:
-    """Returns the hidden states of all steps, if wanted, and the final states."""
+class Recurrence:
+    """Runs a cell over the sequences of a batch; one instance serves all parts of a batch.
 
-    def step(states: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
-        new_states, _ = cell.step(states, slices[0], start.weights, start.dropout_mask)
-        new_states = _where_valid(slices[1:], new_states, states)
-        return new_states, new_states[:1] if return_sequences else ()
+    Args:
+        cell: The cell.
+        go_backwards: Whether to read from the end.
+        return_sequences: Whether the hidden states of all steps are wanted, or only the last ones.
+        steps: How many steps to run, where the sequences are padded beyond that, or None.
+    """
 
-    widths = [cell.units] if return_sequences else []
-    final_states, outputs = scan(step, start.initial_states, (start.projected, *_as_tuple(start.mask)), widths)
-    return (_zero_invalid(start.mask, outputs[0]) if return_sequences else None), final_states
+    def __init__(self, cell: Cell, go_backwards: bool, return_sequences: bool, steps: Tensor | None = None):
+        self.cell = cell
+        self.go_backwards = go_backwards
+        self.return_sequences = return_sequences
+        self.steps = steps
+        self._plain = compiled(self._plain_loop, training=False)
+        self._forward = compiled(self._forward_loop, training=True)
+        self._backward = compiled(self._backward_loop, training=True)
 
+    def differentiable(self, batch: Batch, weights: Weights) -> Tensors:
+        """Returns the output and the final states."""
+        return self._plain(batch, weights, self.steps)
 
-def closed_form_recurrence(cell: Cell, start: Recurrence, return_sequences: bool) -> tuple[Tensor | None, Tensors]:
-    """Returns the same as `differentiable_recurrence`, with the gradient in closed form."""
-    weight_count = len(start.weights)
+    def closed_form(self, batch: Batch, weights: Weights) -> Tensors:
+        """Returns the same, with the gradient in closed form."""
+        sizes = [1, len(batch.initial_states), *map(len, weights)]
 
-    # The mask and the dropout factors have no gradient, so they enter by closure and not as arguments.
-    @ops.custom_gradient
-    def recurrence(projected: Tensor, *tensors: Tensor) -> tuple[Tensors, Any]:
-        weights, initial_states = tensors[:weight_count], tensors[weight_count:]
-        inner_start = Recurrence(projected, weights, initial_states, start.mask, start.dropout_mask)
-        outputs, saved, final_states = _forward(cell, inner_start, return_sequences)
+        # Masks and factors have no gradient, so they enter by closure and not as arguments.
+        @ops.custom_gradient
+        def recurrence(*tensors: Tensor) -> tuple[Tensors, Any]:
+            (sequence,), initial_states, *parts = _grouped(tensors, sizes)
+            inner_batch = batch._replace(sequence=sequence, initial_states=initial_states)
+            inner_weights = Weights(*parts)
+            results, saved = self._forward(inner_batch, inner_weights, self.steps)
 
-        def gradient(*upstream: Any) -> Tensors:
-            output_gradient, state_gradients = _split_upstream(upstream, return_sequences)
-            return _backward(cell, inner_start, saved, output_gradient, state_gradients)
+            def gradient(*upstream: Any) -> Tensors:
+                # TensorFlow passes one gradient per result, JAX one tuple of them.
+                gradients = tuple(upstream[0]) if isinstance(upstream[0], (tuple, list)) else upstream
+                return self._backward(inner_batch, inner_weights, saved, gradients, self.steps)
 
-        return (*outputs, *final_states), gradient
+            return results, gradient
 
-    results = recurrence(start.projected, *start.weights, *start.initial_states)
-    return (results[0], tuple(results[1:])) if return_sequences else (None, tuple(results))
+        tensors = recurrence(batch.sequence, *batch.initial_states, *(each for part in weights for each in part))
+        return tuple(tensors)
 
+    def _plain_loop(self, batch: Batch, weights: Weights, steps: Tensor | None) -> Tensors:
+        def product(index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
+            return _added(ops.matmul(factor, weights.matrices[index]), plus)
 
-def _forward(cell: Cell, start: Recurrence, return_sequences: bool) -> tuple[Tensors, Tensors, Tensors]:
-    def step(states: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
-        new_states, saved = cell.step(states, slices[0], start.weights, start.dropout_mask)
-        new_states = _where_valid(slices[1:], new_states, states)
-        return new_states, (*(new_states[:1] if return_sequences else ()), *saved)
+        read, inputs = self._reader(batch, weights)
 
-    widths = [cell.units] * (cell.saved_count + return_sequences)
-    final_states, stacked = scan(step, start.initial_states, (start.projected, *_as_tuple(start.mask)), widths)
-    if not return_sequences:
-        return (), stacked, final_states
-    return (_zero_invalid(start.mask, stacked[0]),), stacked[1:], final_states
+        def step(states: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
+            new_states = advance(self.cell, batch, states, read(slices[0]), product, weights.vectors, slices[1:])
+            return new_states, new_states[:1] if self.return_sequences else ()
 
-
-def _backward(
-    cell: Cell, start: Recurrence, saved: Tensors, output_gradient: Tensors, state_gradients: Tensors
-) -> Tensors:
-    transposed_kernel = ops.transpose(start.weights[0])
-    mask = _as_tuple(start.mask)
-    output_gradient = tuple(_zero_invalid(start.mask, gradient) for gradient in output_gradient)
-
-    def step(gradients: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
-        valid, outputs = slices[: len(mask)], slices[len(mask) : -cell.saved_count]
-        gradients = (gradients[0] + outputs[0], *gradients[1:]) if outputs else gradients
-        projected_gradient, previous_gradients = cell.step_gradient(
-            gradients, slices[-cell.saved_count :], transposed_kernel, start.dropout_mask
+        widths = [self.cell.units] if self.return_sequences else []
+        final_states, outputs, _ = scan(
+            step, batch.initial_states, (inputs, *self._constraints(batch)), widths, steps=steps
         )
-        if valid:
-            projected_gradient = ops.where(valid[0], projected_gradient, ops.zeros_like(projected_gradient))
-        return _where_valid(valid, previous_gradients, gradients), (projected_gradient,)
+        return (self._output(batch, outputs[0]) if self.return_sequences else final_states[0], *final_states)
 
-    initial_gradients, (projected_gradient,) = scan(
-        step,
-        state_gradients,
-        (*mask, *output_gradient, *saved),
-        [start.projected.shape[-1]],
-        reverse=True,
-    )
-    weight_gradients = cell.weight_gradients(projected_gradient, saved, start.dropout_mask)
-    return (projected_gradient, *weight_gradients, *initial_gradients)
+    def _forward_loop(self, batch: Batch, weights: Weights, steps: Tensor | None) -> tuple[Tensors, "_Saved"]:
+        read, inputs = self._reader(batch, weights)
+
+        def step(states: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
+            products: list[Tensor] = []
+
+            def product(index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
+                products.append(_added(ops.matmul(factor, weights.matrices[index]), plus))
+                return products[-1]
+
+            projected = read(slices[0])
+            new_states = advance(self.cell, batch, states, projected, product, weights.vectors, slices[1:])
+            return new_states, (*products, *(() if self.cell.additive else (projected,)))
+
+        widths = [matrix.shape[-1] for matrix in weights.matrices]
+        widths += [] if self.cell.additive else [weights.projection[0].shape[-1]]
+        final_states, saved, histories = scan(
+            step, batch.initial_states, (inputs, *self._constraints(batch)), widths, history=True, steps=steps
+        )
+        output = self._output(batch, histories[0][1:]) if self.return_sequences else final_states[0]
+        count = len(weights.matrices)
+        return (output, *final_states), _Saved(histories, saved[:count], saved[count:])
+
+    def _backward_loop(
+        self, batch: Batch, weights: Weights, saved: "_Saved", upstream: Tensors, steps: Tensor | None
+    ) -> Tensors:
+        cell, additive = self.cell, self.cell.additive
+        transposed = [ops.transpose(matrix) for matrix in weights.matrices]
+        output_gradient, *state_gradients = upstream
+        output_gradients: Tensors = ()
+        if self.return_sequences:
+            output_gradients = (_time_and_batch_swapped(_where_valid(self._valid(batch), output_gradient)),)
+        else:
+            state_gradients = [state_gradients[0] + output_gradient, *state_gradients[1:]]
+        sequences = [saved.products, saved.histories, self._constraints(batch), output_gradients, saved.projected]
+        state_count = len(state_gradients)
+
+        def step(carry: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
+            products, states, constraints, output_gradients, projected = _grouped(slices, map(len, sequences))
+            gradients, totals = carry[:state_count], carry[state_count:]
+            for output_gradient in output_gradients:
+                gradients = (gradients[0] + output_gradient, *gradients[1:])
+
+            def again(states: Tensors, inputs: Tensors, nudges: Tensors, vectors: Tensors) -> tuple[Tensors, Tensors]:
+                factors: list[Tensor] = []
+
+                def product(index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
+                    factors.append(factor)
+                    # A nudge has the product's shape and is added to it, to take the derivative by.
+                    nudge = nudges[index] if plus is None else plus
+                    return _remembered(products[index], transposed[index], factor, nudge)
+
+                return advance(cell, batch, states, inputs[0], product, vectors, constraints), tuple(factors[1:])
+
+            # Nobody looks at the value of an additive cell's input: its sum with the product is remembered.
+            arguments = (states, projected or products, () if additive else products, weights.vectors)
+            (previous, inputs, nudges, vectors), factors = step_gradients(again, arguments, gradients)
+            totals = tuple(total + vector for total, vector in zip(totals, vectors, strict=True))
+            return (*previous, *totals), (*inputs, *nudges, *factors)
+
+        products_as_well = () if additive else saved.products
+        widths = [each.shape[-1] for each in (*(saved.projected or saved.products), *products_as_well)]
+        widths += [matrix.shape[0] for matrix in weights.matrices[1:]]
+        carry, outputs, _ = scan(
+            step,
+            (*state_gradients, *map(ops.zeros_like, weights.vectors)),
+            [each for group in sequences for each in group],
+            widths,
+            reverse=True,
+            steps=steps,
+        )
+        input_gradient, *rest = outputs
+        product_gradients = [input_gradient] if additive else rest[: len(saved.products)]
+        factors = [
+            _dropped(saved.histories[0][:-1], batch.recurrent_factors),
+            *rest[len(product_gradients) * (not additive) :],
+        ]
+        matrix_gradients = [_summed_product(*pair) for pair in zip(factors, product_gradients, strict=True)]
+
+        def project(sequences: Tensors, projection: Tensors) -> tuple[Tensors, Tensors]:
+            return (cell.project(self._inputs(batch, sequences[0]), projection),), ()
+
+        arguments = ((batch.sequence,), weights.projection)
+        (sequence_gradients, projection_gradients), _ = step_gradients(project, arguments, (input_gradient,))
+        state_gradients, vector_gradients = carry[:state_count], carry[state_count:]
+        return (*sequence_gradients, *state_gradients, *projection_gradients, *matrix_gradients, *vector_gradients)
+
+    def _reader(self, batch: Batch, weights: Weights) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Returns what makes projected input of a step's slice, and the sequence to slice."""
+
+        def project(inputs: Tensor) -> Tensor:
+            return self.cell.project(inputs, weights.projection)
+
+        inputs = self._inputs(batch, batch.sequence)
+        return (project, inputs) if projects_in_loop() else (lambda projected: projected, project(inputs))
+
+    def _inputs(self, batch: Batch, sequence: Tensor) -> Tensor:
+        """Returns the input of all steps, `(time, batch, features)`."""
+        if batch.input_factors is not None:
+            sequence = sequence * batch.input_factors
+        # Zero times NaN is NaN: padding has to be replaced before the product, not after it.
+        sequence = _where_valid(self._valid(batch), self._in_order(sequence))
+        return _time_and_batch_swapped(sequence)
+
+    def _constraints(self, batch: Batch) -> Tensors:
+        """Returns what keeps old states: the mask, `(time, batch, 1)`, and zoneout's, `(time, batch, units)`."""
+        valid = self._valid(batch)
+        masks = (() if valid is None else (valid,), map(self._in_order, batch.zoned_out))
+        return tuple(_time_and_batch_swapped(mask) for group in masks for mask in group)
+
+    def _output(self, batch: Batch, hidden_states: Tensor) -> Tensor:
+        """Returns the hidden states of all steps, `(batch, time, units)`."""
+        return _where_valid(self._valid(batch), _time_and_batch_swapped(hidden_states))
+
+    def _valid(self, batch: Batch) -> Tensor | None:
+        return None if batch.mask is None else self._in_order(ops.expand_dims(batch.mask, -1))
+
+    def _in_order(self, sequence: Tensor) -> Tensor:
+        """Returns a sequence in the order of reading."""
+        # Not left to the loop: converters to ONNX take every loop for one that counts upwards.
+        return ops.flip(sequence, axis=1) if self.go_backwards else sequence
 
 
-def _split_upstream(upstream: Sequence[Any], return_sequences: bool) -> tuple[Tensors, Tensors]:
-    # TensorFlow passes one gradient per output, JAX one tuple of them.
-    gradients = tuple(upstream[0]) if isinstance(upstream[0], (tuple, list)) else tuple(upstream)
-    return (gradients[:1], gradients[1:]) if return_sequences else ((), gradients)
+def advance(
+    cell: Cell,
+    batch: Batch,
+    states: Tensors,
+    projected: Tensor,
+    product: Product,
+    vectors: Tensors,
+    constraints: Sequence[Tensor] = (),
+) -> Tensors:
+    """Returns the states after one step: the cell's, except where zoneout or the mask keeps the old ones."""
+    constraints = list(constraints)
+    valid = constraints.pop(0) if batch.mask is not None else None
+    recurrent_input = _dropped(states[0], batch.recurrent_factors)
+    new_states = cell.step(states, recurrent_input, projected, product, vectors)
+    if any(cell.zoneout):
+        new_states = tuple(
+            _zoned_out(old, new, rate, constraints)
+            for old, new, rate in zip(states, new_states, cell.zoneout, strict=True)
+        )
+    if valid is None:
+        return new_states
+    return tuple(ops.where(valid, new, old) for new, old in zip(new_states, states, strict=True))
 
 
-def _as_tuple(mask: Tensor | None) -> Tensors:
-    return () if mask is None else (mask,)
+class _Saved(NamedTuple):
+    """What the forward loop saves: states before and after every step, products, and projected inputs where needed."""
+
+    histories: Tensors
+    products: Tensors
+    projected: Tensors
 
 
-def _where_valid(mask: Tensors, new: Tensors, old: Tensors) -> Tensors:
-    if not mask:
+def _remembered(value: Tensor, transposed_matrix: Tensor, factor: Tensor, plus: Tensor) -> Tensor:
+    """Returns the value that `factor @ matrix + plus` had, with its gradient by both."""
+
+    @ops.custom_gradient
+    def product(factor: Tensor, plus: Tensor) -> tuple[Tensor, Any]:
+        del factor, plus
+
+        def gradient(*upstream: Tensor) -> Tensors:
+            return ops.matmul(upstream[-1], transposed_matrix), upstream[-1]
+
+        return ops.copy(value), gradient
+
+    return product(factor, plus)
+
+
+def _grouped(tensors: Tensors, sizes: Iterable[int]) -> list[Tensors]:
+    remaining = iter(tensors)
+    return [tuple(next(remaining) for _ in range(size)) for size in sizes]
+
+
+def _zoned_out(old: Tensor, new: Tensor, rate: float, masks: list[Tensor]) -> Tensor:
+    if not rate:
         return new
-    return tuple(ops.where(mask[0], *pair) for pair in zip(new, old, strict=True))
+    return ops.where(masks.pop(0), old, new) if masks else new + rate * (old - new)
 
 
-def _zero_invalid(mask: Tensor | None, sequence: Tensor) -> Tensor:
-    return sequence if mask is None else ops.where(mask, sequence, ops.zeros_like(sequence))
+def _added(product: Tensor, plus: Tensor | None) -> Tensor:
+    return product if plus is None else plus + product
+
+
+def _dropped(hidden_state: Tensor, dropout_mask: Tensor | None) -> Tensor:
+    return hidden_state if dropout_mask is None else hidden_state * dropout_mask
+
+
+def _where_valid(valid: Tensor | None, sequence: Tensor) -> Tensor:
+    return sequence if valid is None else ops.where(valid, sequence, ops.zeros_like(sequence))
+
+
+def _time_and_batch_swapped(sequence: Tensor) -> Tensor:
+    return ops.transpose(sequence, (1, 0, 2))
+
+
+def _summed_product(left: Tensor, right: Tensor) -> Tensor:
+    """Returns the product of two time-major sequences, summed over time and batch: `(left width, right width)`."""
+    left_rows = ops.reshape(left, (-1, left.shape[-1]))
+    right_rows = ops.reshape(right, (-1, right.shape[-1]))
+    return ops.matmul(ops.transpose(left_rows), right_rows)

@@ -1,4 +1,4 @@
-"""The inner loops that differ between backends: one module per backend, each with the same functions."""
+"""What differs between backends: one module per backend, each with the same functions."""
 
 from importlib import import_module
 
@@ -10,6 +10,8 @@ if keras.backend.backend() not in SUPPORTED_BACKENDS:
     raise ImportError(f"layers run on the backends {SUPPORTED_BACKENDS}, got KERAS_BACKEND={keras.backend.backend()!r}")
 
 _kernels = import_module(f"{__name__}.{keras.backend.backend()}")
-scan, tanh = _kernels.scan, _kernels.tanh
+batch_parts, compiled, padded_length = _kernels.batch_parts, _kernels.compiled, _kernels.padded_length
+projects_in_loop, scan = _kernels.projects_in_loop, _kernels.scan
+step_gradients, tanh = _kernels.step_gradients, _kernels.tanh
 
-__all__ = ["scan", "tanh"]
+__all__ = ["batch_parts", "compiled", "padded_length", "projects_in_loop", "scan", "step_gradients", "tanh"]

@@ -1,4 +1,4 @@
-"""The time loop on JAX: `jax.lax.scan`."""
+"""What the recurrence needs of JAX. See `layers.kernels.tensorflow` for arguments and results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,11 +17,50 @@ def scan(
     sequences: Sequence[jax.Array],
     output_widths: Sequence[int],
     reverse: bool = False,
-) -> tuple[Tensors, Tensors]:
+    history: bool = False,
+    steps: None = None,
+) -> tuple[Tensors, Tensors, Tensors]:
     """Runs `step` along the first axis and stacks what it puts out.
 
-    The arguments and results are those of `layers.kernels.tensorflow.scan`; `output_widths` is not needed here, because
-    JAX finds the shapes by tracing `step`.
+    `output_widths` is not needed, because JAX finds the shapes by tracing `step`, nor is `steps`.
     """
-    del output_widths
-    return jax.lax.scan(step, tuple(carry), tuple(sequences), reverse=reverse)
+    del output_widths, steps
+
+    def recorded_step(carry: Tensors, slices: Tensors) -> tuple[Tensors, Any]:
+        new_carry, outputs = step(carry, slices)
+        return new_carry, (outputs, new_carry if history else ())
+
+    start, length = tuple(carry), sequences[0].shape[0]
+    sequences = tuple(each[:length] for each in sequences)
+    carry, (outputs, carries) = jax.lax.scan(recorded_step, start, sequences, reverse=reverse)
+    histories = (jax.numpy.concatenate([first[None], rest]) for first, rest in zip(start, carries, strict=False))
+    return carry, outputs, tuple(histories)
+
+
+def compiled(function: Callable[..., Any], training: bool) -> Callable[..., Any]:
+    """Returns the function: on JAX all loops are compiled."""
+    del training
+    return function
+
+
+def projects_in_loop() -> bool:
+    """Returns false: one product before the loop suits accelerators best."""
+    return False
+
+
+def batch_parts(batch_size: int, training: bool) -> list[int]:
+    """Returns the whole batch."""
+    del training
+    return [batch_size]
+
+
+def padded_length(steps: int, training: bool) -> None:
+    """Returns nothing: on JAX all shapes are known."""
+
+
+def step_gradients(
+    step: Callable[..., tuple[Tensors, Tensors]], arguments: Sequence[Tensors], upstream: Tensors
+) -> tuple[Sequence[Tensors], Tensors]:
+    """Returns the gradients of a step by its arguments, and the second of its two results."""
+    _, pull_back, others = jax.vjp(step, *arguments, has_aux=True)
+    return pull_back(tuple(upstream)), others

@@ -1,11 +1,24 @@
-"""The time loop on TensorFlow: one `tf.while_loop` over `tf.TensorArray`s, for plain graphs, eager code and XLA."""
+"""What the recurrence needs of TensorFlow: the time loop, its compilation, and derivatives of one step.
 
+XLA turns a time loop into a few fused kernels per step, several times faster on a CPU than the same loop run operation
+by operation. So inside a plain graph the loops of a training step are XLA programs of their own, whether or not the
+model is compiled. They are compiled once per shape. One XLA program on a CPU runs its loop on one core; for this reason
+the batch is cut into one part per core, and their loops, independent of each other, run at the same time.
+"""
+
+import os
+import sys
 from collections.abc import Callable, Sequence
+from types import FrameType
 from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.ops import control_flow_util
 
 Tensors = tuple[tf.Tensor, ...]
+
+MINIMUM_PART = 16
+"""Fewest examples worth a loop of their own: below, reading the weights in every step costs more than a core gains."""
 
 tanh = tf.tanh
 
@@ -16,41 +29,130 @@ def scan(
     sequences: Sequence[tf.Tensor],
     output_widths: Sequence[int],
     reverse: bool = False,
-) -> tuple[Tensors, Tensors]:
+    history: bool = False,
+    steps: tf.Tensor | None = None,
+) -> tuple[Tensors, Tensors, Tensors]:
     """Runs `step` along the first axis and stacks what it puts out.
 
     Args:
         step: `(carry, slices) -> (carry, outputs)`, where `slices` holds one time step of every sequence and every
             output is `(batch, width)` in the dtype of the carry.
         carry: Tensors handed from step to step; shapes and dtypes stay the same.
-        sequences: Time-major tensors, `(time, batch, ...)`. The number of steps may be unknown until run time.
+        sequences: Time-major tensors, `(time, batch, ...)`; entries beyond the length of the first are not read. The
+            number of steps may be unknown until run time.
         output_widths: The width of each output.
         reverse: Whether to start at the last step. Outputs stay at the position of their inputs.
+        history: Whether to return the carry before the first step and after every step.
+        steps: The number of steps to run, if not all; what would come later is zero.
 
     Returns:
-        The last carry, and the outputs as `(time, batch, width)`.
+        The last carry, the outputs as `(time, batch, width)`, and the history of each carry as
+        `(time + 1, batch, width)`, or nothing.
     """
     static_steps, static_batch = sequences[0].shape[0], sequences[0].shape[1]
-    steps = tf.shape(sequences[0])[0] if static_steps is None else static_steps
-    readers = [_array(steps, sequence.dtype, sequence.shape[1:]).unstack(sequence) for sequence in sequences]
-    writers = [_array(steps, carry[0].dtype, (static_batch, width)) for width in output_widths]
+    size = tf.shape(sequences[0])[0] if static_steps is None else static_steps
+    steps = size if steps is None else steps
+    readers = [_array(tf.shape(each)[0], each.dtype, each.shape[1:]).unstack(each) for each in sequences]
+    writers = [_array(size, carry[0].dtype, (static_batch, width)) for width in output_widths]
+    histories = [_array(size + 1, each.dtype, each.shape).write(0, each) for each in carry] if history else []
 
-    def body(index: tf.Tensor, carry: Tensors, writers: list[tf.TensorArray]) -> tuple[Any, ...]:
+    def body(index: tf.Tensor, carry: Tensors, writers: Any, histories: Any) -> tuple[Any, ...]:
         position = steps - 1 - index if reverse else index
         new_carry, outputs = step(carry, tuple(reader.read(position) for reader in readers))
         for new, old in zip(new_carry, carry, strict=True):
             # A batch size known on one side only would change the loop's signature.
             new.set_shape(old.shape)
-        return index + 1, new_carry, [writer.write(position, out) for writer, out in zip(writers, outputs, strict=True)]
+        writers = [writer.write(position, out) for writer, out in zip(writers, outputs, strict=True)]
+        histories = [each.write(position + 1, new) for each, new in zip(histories, new_carry, strict=False)]
+        return index + 1, new_carry, writers, histories
 
     # XLA can differentiate the loop only if the number of iterations is bounded from outside.
-    _, carry, writers = tf.while_loop(
-        lambda index, *_: index < steps, body, (tf.constant(0), carry, writers), maximum_iterations=steps
+    _, carry, writers, histories = tf.while_loop(
+        lambda index, *_: index < steps, body, (tf.constant(0), carry, writers, histories), maximum_iterations=size
     )
     stacked = tuple(writer.stack() for writer in writers)
     for output, width in zip(stacked, output_widths, strict=True):
         output.set_shape((static_steps, static_batch, width))
-    return carry, stacked
+    return carry, stacked, tuple(each.stack() for each in histories)
+
+
+def compiled(function: Callable[..., Any], training: bool) -> Callable[..., Any]:
+    """Returns the function as an XLA program, where it would otherwise run operation by operation in a graph.
+
+    Converters to other formats need a graph of plain operations. So without `training` a program is made only within
+    `fit`, `evaluate` and `predict` of a model, where the graph is certain to be run and not to be exported.
+    """
+    return tf.function(function, jit_compile=True, autograph=False) if _is_compiled(training) else function
+
+
+def projects_in_loop() -> bool:
+    """Returns whether to multiply a step's input by the input kernel in that step, not all of them before the loop.
+
+    One product for all steps is the faster one, but its result is large and new memory. In an XLA program on a CPU,
+    writing and reading that costs more than the better product gains, except for single examples of many features.
+    """
+    in_program = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
+    return not tf.executing_eagerly() and in_program and not tf.config.list_physical_devices("GPU")
+
+
+def batch_parts(batch_size: Any, training: bool) -> list[Any]:
+    """Returns the sizes of the parts of a batch whose loops run at the same time, one per core; some may be zero."""
+    if not _is_compiled(training) or tf.config.list_physical_devices("GPU"):
+        return [batch_size]
+    count = tf.config.threading.get_inter_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    if isinstance(batch_size, int):
+        count = min(count, max(1, batch_size // MINIMUM_PART))
+        size = -(-batch_size // count)
+        return [min(size, batch_size - start) for start in range(0, batch_size, size)]
+    size = tf.maximum(MINIMUM_PART, -(-batch_size // count))
+    return [tf.clip_by_value(batch_size - part * size, 0, size) for part in range(count)]
+
+
+def padded_length(steps: Any, training: bool) -> Any:
+    """Returns a length to pad sequences to, so that few shapes are compiled, or None where that makes no difference.
+
+    The lengths are eight to the octave, and the multiples of eight up to 64.
+    """
+    if isinstance(steps, int) or not _is_compiled(training):
+        return None
+    octave = tf.cast(
+        tf.math.ceil(tf.math.log(tf.cast(steps, "float64")) / tf.math.log(tf.constant(2.0, "float64"))), "int32"
+    )
+    grain = tf.maximum(8, tf.bitwise.left_shift(1, tf.maximum(octave, 3) - 3))
+    return -(-steps // grain) * grain
+
+
+def step_gradients(
+    step: Callable[..., tuple[Tensors, Tensors]], arguments: Sequence[Tensors], upstream: Tensors
+) -> tuple[Sequence[Tensors], Tensors]:
+    """Returns the gradients of a step by its arguments, and the second of its two results.
+
+    Args:
+        step: Takes tuples of tensors; returns the results to differentiate, and others.
+        arguments: The tuples of tensors.
+        upstream: The gradients of the results.
+    """
+    with tf.GradientTape() as tape:
+        tape.watch(arguments)
+        results, others = step(*arguments)
+    gradients = tape.gradient(results, arguments, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return gradients, others
+
+
+def _is_compiled(training: bool) -> bool:
+    # Within a program others would be compiled in vain, and strategies copy graphs to places.
+    if tf.executing_eagerly() or tf.distribute.has_strategy():
+        return False
+    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
+        return False
+    return training or _is_in_loop_of_keras()
+
+
+def _is_in_loop_of_keras() -> bool:
+    frame: FrameType | None = sys._getframe()
+    while frame and frame.f_globals.get("__name__") != "keras.src.backend.tensorflow.trainer":
+        frame = frame.f_back
+    return frame is not None
 
 
 def _array(steps: Any, dtype: tf.DType, element_shape: Any) -> tf.TensorArray:
