@@ -52,6 +52,9 @@ def scan(
     static_steps, static_batch = sequences[0].shape[0], sequences[0].shape[1]
     size = tf.shape(sequences[0])[0] if static_steps is None else static_steps
     steps = size if steps is None else steps
+    if static_batch is None:
+        # The last parts of a small batch are empty.
+        steps = tf.where(tf.equal(tf.shape(sequences[0])[1], 0), 0, steps)
     readers = [_array(tf.shape(each)[0], each.dtype, each.shape[1:]).unstack(each) for each in sequences]
     writers = [_array(size, carry[0].dtype, (static_batch, width)) for width in output_widths]
     histories = [_array(size + 1, each.dtype, each.shape).write(0, each) for each in carry] if history else []

@@ -1,0 +1,368 @@
+"""Recurrent layers beside `keras.layers` and PyTorch: a training step and a prediction, over a grid of sizes.
+
+python benchmarks/recurrent.py [--quick] [--json FILE] [--only TEXT]
+
+A training step is the output sequence, and the gradients of its weighted sum by the input and all weights. A prediction
+is `predict_step` of a model of one layer. Short steps are repeated in a loop inside the graph, as Keras does with
+`steps_per_execution`, so that layers are measured and not calls from Python. Ours and Keras' are each taken with
+`jit_compile` on or off, whichever was faster in a first round. Then they, and PyTorch where it is installed, run in
+turn, and medians are compared: a ratio above 1 means that ours is faster. The options stand beside what Keras has for
+them; where it has nothing, beside `keras.layers.RNN` over a cell of the same mathematics. The floor is the time of the
+matrix products alone, at the rate of one large product. Peak memory is that of a fresh process above its memory before
+the first step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import layers
+
+try:
+    import torch
+except ModuleNotFoundError:
+    torch = None
+
+PAIRS = 20
+SECONDS_PER_CASE = 3.0
+SECONDS_PER_CALL = 0.02
+
+
+class Size(NamedTuple):
+    """B examples of T steps with D features, U units."""
+
+    batch: int
+    time: int
+    features: int
+    units: int
+
+    def __str__(self) -> str:
+        return " x ".join(map(str, self))
+
+
+GRID = [
+    Size(b, t, *w)
+    for b, t, w in itertools.product((1, 8, 32, 64, 128), (20, 100, 200), ((32, 64), (64, 128), (256, 256)))
+]
+QUICK = [Size(1, 20, 32, 64), Size(64, 100, 32, 64)]
+OPTION_SIZES = [Size(b, t, *w) for b, t, w in itertools.product((8, 32, 128), (100,), ((32, 64), (64, 128)))]
+MEMORY_SIZES = [Size(64, 100, 64, 128), Size(128, 200, 256, 256)]
+
+Make = Callable[[int], keras.layers.Layer]
+
+
+class Layer(NamedTuple):
+    """A layer of ours, the one it is compared with, its matrix rows per unit, and the one in PyTorch, if any."""
+
+    ours: Make
+    baseline: Make
+    gates: int
+    torch_name: str | None = None
+
+
+def _of(kind: type, **options: Any) -> Make:
+    return lambda units: kind(units, return_sequences=True, **options)
+
+
+def _cell(kind: type, **options: Any) -> Make:
+    return lambda units: keras.layers.RNN(kind(units, **options), return_sequences=True)
+
+
+LAYERS = {
+    "LSTM": Layer(_of(layers.LSTM), _of(keras.layers.LSTM), 4, "LSTM"),
+    "GRU": Layer(_of(layers.GRU), _of(keras.layers.GRU), 3, "GRU"),
+    "Elman": Layer(_of(layers.Elman), _of(keras.layers.SimpleRNN), 1, "RNN"),
+}
+OPTIONS = {
+    "LSTM, recurrent dropout": Layer(
+        _of(layers.LSTM, recurrent_dropout=0.2), _of(keras.layers.LSTM, recurrent_dropout=0.2), 4
+    ),
+    "GRU, recurrent dropout": Layer(
+        _of(layers.GRU, recurrent_dropout=0.2), _of(keras.layers.GRU, recurrent_dropout=0.2), 3
+    ),
+    "GRU, reset before": Layer(_of(layers.GRU, reset_after=False), _of(keras.layers.GRU, reset_after=False), 3),
+    "LSTM, both directions": Layer(
+        lambda units: layers.Bidirectional(layers.LSTM(units, return_sequences=True)),
+        lambda units: keras.layers.Bidirectional(keras.layers.LSTM(units, return_sequences=True)),
+        8,
+    ),
+    "GRU, both directions": Layer(
+        lambda units: layers.Bidirectional(layers.GRU(units, return_sequences=True)),
+        lambda units: keras.layers.Bidirectional(keras.layers.GRU(units, return_sequences=True)),
+        6,
+    ),
+    "LSTM, layer norm": Layer(_of(layers.LSTM, layer_norm=True), _cell(layers.LSTMCell, layer_norm=True), 4),
+    "GRU, layer norm": Layer(_of(layers.GRU, layer_norm=True), _cell(layers.GRUCell, layer_norm=True), 3),
+    "LSTM, peepholes": Layer(_of(layers.LSTM, peepholes=True), _cell(layers.LSTMCell, peepholes=True), 4),
+}
+
+Step = Callable[[int], Any]
+"""Runs a step so many times."""
+
+
+def main() -> None:
+    """Run the cases and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two sizes only")
+    parser.add_argument("--json", type=Path, help="file to write the results to")
+    parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(_peak_of_this_process(*options.memory_of))
+        return
+    rate = _product_rate()
+    print(f"large matrix product: {rate / 1e9:.0f} GFLOP/s\n")
+    rows: list[dict[str, Any]] = []
+    grid = QUICK if options.quick else GRID
+    groups = {
+        "training": (LAYERS, grid),
+        "prediction": (LAYERS, grid),
+        "training, options": (OPTIONS, QUICK[1:] if options.quick else OPTION_SIZES),
+    }
+    print("| case | ours, ms | Keras, ms | ratio | PyTorch, ms | floor, ms | compiling: ours, Keras, s |")
+    print("|---|---|---|---|---|---|---|")
+    for group, (table, sizes) in groups.items():
+        for (name, layer), size in itertools.product(table.items(), sizes):
+            if options.only in f"{group}: {name} {size}":
+                rows.append({"group": group, "layer": name, "size": list(size), **_compare(group, layer, size, rate)})
+                _print(rows[-1])
+                keras.backend.clear_session()
+    memory = [] if options.quick or options.only else [_memory(name, size) for name in LAYERS for size in MEMORY_SIZES]
+    summary = _summary(rows)
+    print(json.dumps(summary, indent=2))
+    if options.json:
+        result = {
+            "rows": rows,
+            "memory": memory,
+            "summary": summary,
+            "versions": _versions(),
+            "machine": _machine(rate),
+        }
+        options.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def _compare(group: str, layer: Layer, size: Size, rate: float) -> dict[str, Any]:
+    training = group != "prediction"
+    make_step = _training_step if training else _prediction
+    sequence, upstream = _arrays(size)
+    steps: dict[str, Step] = {}
+    compiling, jits = {}, {}
+    for side, make in (("ours", layer.ours), ("baseline", layer.baseline)):
+        seconds, candidates = {}, {}
+        for jit in (True, False):
+            candidates[jit] = make_step(make, size, sequence, upstream, jit)
+            seconds[jit] = _seconds(candidates[jit])
+        counts = {jit: _count(step) for jit, step in candidates.items()}
+        fastest = {jit: min(_seconds(step, counts[jit]) for _ in range(4)) for jit, step in candidates.items()}
+        jits[side] = min(fastest, key=fastest.__getitem__)
+        steps[side], compiling[side] = candidates[jits[side]], seconds[jits[side]]
+    if torch is not None and layer.torch_name:
+        steps["torch"] = _torch_step(layer.torch_name, size, sequence, upstream, training)
+        _seconds(steps["torch"])
+    times = _interleaved(steps)
+    flops = (
+        2 * size.batch * size.time * (size.features + size.units) * layer.gates * size.units * (3 if training else 1)
+    )
+    return {
+        "case": str(size),
+        **{f"{side}_ms": 1e3 * statistics.median(values) for side, values in times.items()},
+        "ratio": statistics.median(times["baseline"]) / statistics.median(times["ours"]),
+        "pairs": len(times["ours"]),
+        "floor_ms": 1e3 * flops / rate,
+        **{f"{side}_jit": jit for side, jit in jits.items()},
+        **{f"{side}_compile_seconds": seconds for side, seconds in compiling.items()},
+    }
+
+
+def _interleaved(steps: dict[str, Step]) -> dict[str, list[float]]:
+    """Returns the seconds of one step, several times, the sides in turn."""
+    counts = {side: _count(step) for side, step in steps.items()}
+    times: dict[str, list[float]] = {side: [] for side in steps}
+    start = time.perf_counter()
+    for pair in range(PAIRS):
+        if pair >= 5 and time.perf_counter() - start > SECONDS_PER_CASE:
+            break
+        for side, step in steps.items():
+            times[side].append(_seconds(step, counts[side]))
+    return times
+
+
+def _count(step: Step) -> int:
+    """Returns how often to run a step in one call."""
+    return min(50, max(1, round(SECONDS_PER_CALL / min(_seconds(step, 2) for _ in range(2)))))
+
+
+def _seconds(step: Step, count: int = 1) -> float:
+    start = time.perf_counter()
+    step(count)
+    return (time.perf_counter() - start) / count
+
+
+def _arrays(size: Size) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.default_rng(0)
+    shapes = (size.batch, size.time, size.features), (size.batch, size.time, size.units)
+    sequence, upstream = (random.normal(size=shape).astype("float32") for shape in shapes)
+    return sequence, upstream
+
+
+def _training_step(make: Make, size: Size, sequence: np.ndarray, upstream: np.ndarray, jit: bool) -> Step:
+    layer = make(size.units)
+    layer.build((None, None, size.features))
+
+    # As in Keras' own `fit` on arrays, the batch size is not known when the graph is made.
+    @tf.function(jit_compile=jit, input_signature=[_unknown_batch(sequence), _unknown_batch(upstream)])
+    def step(sequence: tf.Tensor, upstream: tf.Tensor) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(sequence)
+            output = layer(sequence, training=True)
+            loss = tf.reduce_sum(output[..., : size.units] * upstream)
+        return tape.gradient(loss, [sequence, *[weight.value for weight in layer.trainable_weights]])
+
+    return _repeated(lambda sequence: step(sequence, upstream), sequence)
+
+
+def _prediction(make: Make, size: Size, sequence: np.ndarray, upstream: np.ndarray, jit: bool) -> Step:
+    del upstream
+    inputs = keras.Input((None, size.features))
+    model = keras.Model(inputs, make(size.units)(inputs))
+
+    @tf.function(jit_compile=jit, input_signature=[_unknown_batch(sequence)])
+    def step(sequence: tf.Tensor) -> Any:
+        return [model.predict_step((sequence,))]
+
+    return _repeated(step, sequence)
+
+
+def _unknown_batch(array: np.ndarray) -> tf.TensorSpec:
+    return tf.TensorSpec((None, *array.shape[1:]))
+
+
+def _repeated(step: Callable[[tf.Tensor], list[tf.Tensor]], sequence: np.ndarray) -> Step:
+    """Returns a function that runs a step as often as told, on an input that is a little different each time."""
+    inputs = tf.constant(sequence)
+
+    @tf.function(input_signature=[tf.TensorSpec((), "int32")])
+    def steps(count: tf.Tensor) -> tf.Tensor:
+        total = tf.constant(0.0)
+        for index in tf.range(count):
+            results = step(inputs + tf.cast(index, "float32"))
+            # Something of every result, so that none of them is left out as not needed.
+            total += tf.add_n([tf.reshape(result, [-1])[0] for result in results])
+        return total
+
+    return lambda count: steps(tf.constant(count)).numpy()
+
+
+def _torch_step(name: str, size: Size, sequence: np.ndarray, upstream: np.ndarray, training: bool) -> Step:
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    layer = getattr(torch.nn, name)(size.features, size.units, batch_first=True)
+    inputs, weights = torch.tensor(sequence, requires_grad=training), torch.tensor(upstream)
+
+    def train(count: int) -> None:
+        for _ in range(count):
+            for tensor in (inputs, *layer.parameters()):
+                tensor.grad = None
+            (layer(inputs)[0] * weights).sum().backward()
+
+    def predict(count: int) -> None:
+        with torch.inference_mode():
+            for _ in range(count):
+                layer(inputs)
+
+    return train if training else predict
+
+
+def _product_rate() -> float:
+    """Returns the operations per second of a large matrix product on all cores."""
+    size = 2048
+    matrix = tf.random.normal((size, size))
+    product = tf.function(lambda: tf.reduce_max(tf.matmul(matrix, matrix)))
+    seconds = [_seconds(lambda _: product().numpy()) for _ in range(12)]
+    return 2 * size**3 / statistics.median(seconds[2:])
+
+
+def _memory(name: str, size: Size) -> dict[str, Any]:
+    row: dict[str, Any] = {"layer": name, "case": str(size)}
+    for side in ("ours", "baseline"):
+        command = [sys.executable, __file__, "--memory-of", f"{side}:{name}", json.dumps(size)]
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        row[f"{side}_mb"] = min(float(value) for value in output.split())
+    print(f"| peak memory, MB: {name} {size} | {row['ours_mb']:.0f} | {row['baseline_mb']:.0f} | | | | |", flush=True)
+    return row
+
+
+def _peak_of_this_process(what: str, size_text: str) -> str:
+    """Returns the peak memory of training steps, in MB above what the process had before, without jit."""
+    side, name = what.split(":")
+    size = Size(*json.loads(size_text))
+    step = _training_step(getattr(LAYERS[name], side), size, *_arrays(size), jit=False)
+    _product_rate()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(3)
+    return str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    summary: dict[str, Any] = {}
+    for group, name in dict.fromkeys((row["group"], row["layer"]) for row in rows):
+        chosen = [row for row in rows if (row["group"], row["layer"]) == (group, name)]
+        worst = min(chosen, key=lambda row: row["ratio"])
+        entry = {"geometric_mean": _geometric_mean([row["ratio"] for row in chosen])}
+        entry |= {"worst": worst["ratio"], "worst_case": worst["case"]}
+        if all("torch_ms" in row for row in chosen):
+            entry["torch_geometric_mean"] = _geometric_mean([row["torch_ms"] / row["ours_ms"] for row in chosen])
+        summary[f"{group}: {name}"] = entry
+    return summary
+
+
+def _geometric_mean(values: list[float]) -> float:
+    return statistics.geometric_mean(values)
+
+
+def _print(row: dict[str, Any]) -> None:
+    torch_ms = f"{row['torch_ms']:.2f}" if "torch_ms" in row else ""
+    print(
+        "| {group}: {layer} {case} | {ours_ms:.2f} | {baseline_ms:.2f} | {ratio:.2f} |".format(**row),
+        "{} | {floor_ms:.2f} | {ours_compile_seconds:.1f}, {baseline_compile_seconds:.1f} |".format(torch_ms, **row),
+        flush=True,
+    )
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in ("keras", "tensorflow", "numpy", "torch"):
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _machine(rate: float) -> dict[str, Any]:
+    cores = len(os.sched_getaffinity(0))
+    return {"cpu": platform.machine(), "cores": cores, "gflops": rate / 1e9, "date": time.strftime("%Y-%m-%d")}
+
+
+if __name__ == "__main__":
+    main()
