@@ -2,6 +2,7 @@
 
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell
 from layers.composed import Bidirectional, Stacked
+from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch_weights
 from layers.dates import DateFeatures
 from layers.losses import PerceptronLoss
 from layers.recurrent import GRU, LSTM, EchoState, Elman
@@ -23,5 +24,9 @@ __all__ = [
     "PerceptronLoss",
     "Shorten",
     "Stacked",
+    "from_keras",
+    "from_torch_weights",
     "standardize_text",
+    "to_keras",
+    "to_torch_weights",
 ]
