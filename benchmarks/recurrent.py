@@ -5,11 +5,11 @@ python benchmarks/recurrent.py [--quick] [--json FILE] [--only TEXT]
 A training step is the output sequence, and the gradients of its weighted sum by the input and all weights. A prediction
 is `predict_step` of a model of one layer. Short steps are repeated in a loop inside the graph, as Keras does with
 `steps_per_execution`, so that layers are measured and not calls from Python. Ours and Keras' are each taken with
-`jit_compile` on or off, whichever was faster in a first round. Then they, and PyTorch where it is installed, run in
-turn, and medians are compared: a ratio above 1 means that ours is faster. The options stand beside what Keras has for
-them; where it has nothing, beside `keras.layers.RNN` over a cell of the same mathematics. The floor is the time of the
-matrix products alone, at the rate of one large product. Peak memory is that of a fresh process above its memory before
-the first step.
+`jit_compile` on or off, whichever was faster in a first round. Then they run in turn, and medians are compared: a ratio
+above 1 means that ours is faster. The options stand beside what Keras has for them; where it has nothing, beside
+`keras.layers.RNN` over a cell of the same mathematics. The floor is the time of the matrix products alone, at the rate
+of one large product. Peak memory is that of a fresh process above its memory before the first step. `--torch` adds
+PyTorch, where it is installed, in a process of its own.
 """
 
 from __future__ import annotations
@@ -125,10 +125,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="two sizes only")
     parser.add_argument("--json", type=Path, help="file to write the results to; rows of other cases in it stay")
     parser.add_argument("--only", default="", help="only cases whose name contains this")
+    parser.add_argument("--torch", action="store_true", help="add PyTorch's times to the cases in the file")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
         print(_peak_of_this_process(*options.memory_of))
+        return
+    if options.torch:
+        _add_torch(options.json)
         return
     rate = _product_rate()
     print(f"large matrix product: {rate / 1e9:.0f} GFLOP/s\n")
@@ -140,8 +144,8 @@ def main() -> None:
         "prediction": (LAYERS, grid),
         "training, options": (OPTIONS, QUICK[1:] if options.quick else OPTION_SIZES),
     }
-    print("| case | ours, ms | Keras, ms | ratio | PyTorch, ms | floor, ms | compiling: ours, Keras, s |")
-    print("|---|---|---|---|---|---|---|")
+    print("| case | ours, ms | Keras, ms | ratio | floor, ms | compiling: ours, Keras, s |")
+    print("|---|---|---|---|---|---|")
     for group, (table, sizes) in groups.items():
         for (name, layer), size in itertools.product(table.items(), sizes):
             if options.only in f"{group}: {name} {size}":
@@ -180,9 +184,6 @@ def _compare(group: str, layer: Layer, size: Size, rate: float) -> dict[str, Any
         fastest = {jit: min(_seconds(step, counts[jit]) for _ in range(4)) for jit, step in candidates.items()}
         jits[side] = min(fastest, key=fastest.__getitem__)
         steps[side], compiling[side] = candidates[jits[side]], seconds[jits[side]]
-    if torch is not None and layer.torch_name:
-        steps["torch"] = _torch_step(layer.torch_name, size, sequence, upstream, training)
-        _seconds(steps["torch"])
     times = _interleaved(steps)
     flops = (
         2 * size.batch * size.time * (size.features + size.units) * layer.gates * size.units * (3 if training else 1)
@@ -277,6 +278,22 @@ def _repeated(step: Callable[[tf.Tensor], list[tf.Tensor]], sequence: np.ndarray
     return lambda count: steps(tf.constant(count)).numpy()
 
 
+def _add_torch(path: Path) -> None:
+    """Measures PyTorch by itself, because the idle threads of one library slow down the other."""
+    result = json.loads(path.read_text("utf-8"))
+    for row in result["rows"]:
+        name = LAYERS[row["layer"]].torch_name if row["layer"] in LAYERS else None
+        if name:
+            size = Size(*map(int, row["case"].split(" x ")))
+            step = _torch_step(name, size, *_arrays(size), row["group"] == "training")
+            _seconds(step)
+            row["torch_ms"] = 1e3 * statistics.median(_interleaved({"torch": step})["torch"])
+            print(
+                f"| {row['group']}: {row['layer']} {size} | {row['ours_ms']:.2f} | {row['torch_ms']:.2f} |", flush=True
+            )
+    _write(path, result["rows"], result["memory"], result["machine"]["gflops"] * 1e9)
+
+
 def _torch_step(name: str, size: Size, sequence: np.ndarray, upstream: np.ndarray, training: bool) -> Step:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     layer = getattr(torch.nn, name)(size.features, size.units, batch_first=True)
@@ -347,10 +364,9 @@ def _geometric_mean(values: list[float]) -> float:
 
 
 def _print(row: dict[str, Any]) -> None:
-    torch_ms = f"{row['torch_ms']:.2f}" if "torch_ms" in row else ""
     print(
-        "| {group}: {layer} {case} | {ours_ms:.2f} | {baseline_ms:.2f} | {ratio:.2f} |".format(**row),
-        "{} | {floor_ms:.2f} | {ours_compile_seconds:.1f}, {baseline_compile_seconds:.1f} |".format(torch_ms, **row),
+        "| {group}: {layer} {case} | {ours_ms:.2f} | {baseline_ms:.2f} | {ratio:.2f} | {floor_ms:.2f} |".format(**row),
+        "{ours_compile_seconds:.1f}, {baseline_compile_seconds:.1f} |".format(**row),
         flush=True,
     )
 

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from layers import GRU, LSTM, Bidirectional, Elman, Stacked, recurrent
-from layers.recurrence import differentiable_recurrence
+from layers import GRU, LSTM, EchoState, Elman
+from layers.recurrence import Recurrence
 
 B, T, D, U = 3, 5, 4, 3  # batch, time, features, units
 
@@ -17,14 +17,20 @@ CASES = {
     "gru": lambda **options: GRU(U, **options),
     "gru_no_bias": lambda **options: GRU(U, use_bias=False, **options),
     "gru_reset_before": lambda **options: GRU(U, reset_after=False, **options),
+    "elman_normalized": lambda **options: Elman(U, layer_norm=True, **options),
+    "lstm_full": lambda **options: LSTM(U, layer_norm=True, peepholes=True, zoneout=(0.3, 0.2), **options),
+    "gru_normalized": lambda **options: GRU(U, layer_norm=True, zoneout=0.3, **options),
+    "gru_full": lambda **options: GRU(U, reset_after=False, layer_norm=True, update_gate="take", **options),
+    "echo_state": lambda **options: EchoState(U, leak=0.5, seed=1, **options),
 }
+FACTORS = [(B, 1, D), (B, U)]  # of dropout on the input and on the hidden state
 all_cases = pytest.mark.parametrize("case", CASES)
 both_ends = pytest.mark.parametrize("go_backwards", [False, True], ids=["forward", "backward"])
 
 
 @pytest.fixture
 def problem(rng, randomize, monkeypatch):
-    """Makes a float64 layer with a fixed dropout mask, and inputs, upstream gradients and a mask for it."""
+    """Makes a float64 layer with fixed noise, and inputs, upstream gradients and a mask for it."""
 
     def make(case, return_sequences, go_backwards, dropout=True):
         layer = CASES[case](
@@ -33,8 +39,10 @@ def problem(rng, randomize, monkeypatch):
         randomize((B, T, D), layer)
         states = [rng.normal(size=(B, U)) for _ in range(layer.state_count)]
         if dropout:
-            dropout_mask = keras.ops.convert_to_tensor(rng.choice([0.0, 2.0], size=(B, U)))
-            monkeypatch.setattr(layer, "_dropout_mask", lambda batch_size: dropout_mask)
+            factors = {shape: keras.ops.convert_to_tensor(rng.choice([0.0, 2.0], size=shape)) for shape in FACTORS}
+            monkeypatch.setattr(layer, "_factors", lambda shape, rate: factors[tuple(shape)])
+        kept = [keras.ops.convert_to_tensor(rng.random((B, T, U)) < rate) for rate in layer.cell.zoneout if rate]
+        monkeypatch.setattr(layer.cell, "draw_zoneout", lambda shape: tuple(kept))
         output_shape = (B, T, U) if return_sequences else (B, U)
         upstream = [rng.normal(size=output_shape), *(rng.normal(size=(B, U)) for _ in states)]
         return layer, [rng.normal(size=(B, T, D)), *states], upstream, rng.random((B, T)) < 0.7
@@ -55,7 +63,7 @@ def test_closed_form_equals_automatic_differentiation(
     layer, inputs, upstream, mask = problem(case, return_sequences, go_backwards, dropout)
     mask = mask if masked else None
     closed_form = run_with_gradients(layer, inputs, upstream, mask, training=True)
-    monkeypatch.setattr(recurrent, "closed_form_recurrence", differentiable_recurrence)
+    monkeypatch.setattr(Recurrence, "closed_form", Recurrence.differentiable)
     automatic = run_with_gradients(layer, inputs, upstream, mask, training=True)
     for actual, wanted in zip(closed_form[0] + closed_form[1], automatic[0] + automatic[1], strict=True):
         np.testing.assert_allclose(actual, wanted, atol=1e-11)
@@ -116,32 +124,3 @@ def test_second_derivatives_of_the_closed_form_are_right_too(problem, case):
     for mode in (lambda function: function, tf.function):
         closed_form, automatic = (mode(gradient_penalty_gradient)(training) for training in (True, False))
         np.testing.assert_allclose(closed_form, automatic, atol=1e-11)
-
-
-@pytest.mark.tensorflow_only
-@pytest.mark.parametrize(
-    ("masked", "training"), [(True, True), (False, False)], ids=["masked-training", "unmasked-inference"]
-)
-def test_plain_graph_and_xla_agree_with_eager_mode(rng, randomize, masked, training):
-    import tensorflow as tf
-
-    options = {"return_sequences": True, "dtype": "float64"}
-    encoder = Bidirectional(LSTM(U, **options))
-    layer = Stacked([Elman(U, **options), encoder, GRU(U, reset_after=False, **options), GRU(U, dtype="float64")])
-    randomize((B, T, D), layer)
-    sequence, mask = tf.constant(rng.normal(size=(B, T, D))), tf.constant(rng.random((B, T)) < 0.7)
-    weights = [variable.value for variable in layer.trainable_weights]
-
-    def run(sequence, mask):
-        with tf.GradientTape() as tape:
-            tape.watch(sequence)
-            output = layer(sequence, mask=mask if masked else None, training=training)
-            loss = tf.reduce_sum(output * output)
-        return [output, *tape.gradient(loss, [sequence, *weights])]
-
-    signature = [tf.TensorSpec([None, None, D], "float64"), tf.TensorSpec([None, None], "bool")]
-    eager = run(sequence, mask)
-    for jit_compile in (False, True):
-        compiled = tf.function(run, input_signature=signature, jit_compile=jit_compile)
-        for actual, wanted in zip(compiled(sequence, mask), eager, strict=True):
-            np.testing.assert_allclose(actual, wanted, atol=1e-11)

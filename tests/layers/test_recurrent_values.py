@@ -1,4 +1,4 @@
-"""What the recurrent layers compute: against their equations, against Keras, under masks, from state to state."""
+"""What the recurrent layers compute: against Keras, and when put together."""
 
 import keras
 import numpy as np
@@ -35,10 +35,6 @@ both_paths = pytest.mark.parametrize("training", [False, True], ids=["inference"
 all_kinds = pytest.mark.parametrize("kind", KINDS)
 
 
-def sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
 def random_mask(rng):
     """Gaps anywhere, and at least one valid step in every row."""
     mask = rng.random((B, T)) < 0.6
@@ -48,83 +44,6 @@ def random_mask(rng):
 
 def padding_mask(lengths=(6, 3, 1, 4)):
     return np.arange(T) < np.array(lengths)[:, None]
-
-
-def elman_step(weights, x, state):
-    (hidden,) = state
-    return (np.tanh(np.concatenate([hidden, x], -1) @ weights["h"] + weights["b_h"]),)
-
-
-def lstm_step(weights, x, state):
-    hidden, cell = state
-    joined = np.concatenate([hidden, x], -1)
-    forget = sigmoid(joined @ weights["f"] + weights["b_f"])
-    take_in = sigmoid(joined @ weights["i"] + weights["b_i"])
-    candidate = np.tanh(joined @ weights["c"] + weights["b_c"])
-    cell = forget * cell + take_in * candidate
-    return sigmoid(joined @ weights["o"] + weights["b_o"]) * np.tanh(cell), cell
-
-
-def gru_step(weights, x, state):
-    (hidden,) = state
-    joined = np.concatenate([hidden, x], -1)
-    reset = sigmoid(joined @ weights["r"] + weights["b_r"])
-    update = sigmoid(joined @ weights["z"] + weights["b_z"])
-    candidate = np.tanh(np.concatenate([reset * hidden, x], -1) @ weights["c"] + weights["b_c"])
-    return ((1 - update) * hidden + update * candidate,)
-
-
-def oracle_weights(rng, gates):
-    matrices = {gate: rng.normal(scale=0.6, size=(U + D, U)) for gate in gates}
-    return matrices | {f"b_{gate}": rng.normal(size=U) for gate in gates}
-
-
-def packed(weights, order):
-    """Kernel, recurrent kernel and bias, gates side by side. A sign before a gate negates it."""
-    signed = [(-1 if gate.startswith("-") else 1, gate.lstrip("-")) for gate in order]
-    joined = np.concatenate([sign * weights[gate] for sign, gate in signed], -1)
-    return [joined[U:], joined[:U], np.concatenate([sign * weights[f"b_{gate}"] for sign, gate in signed])]
-
-
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-10)])
-@pytest.mark.parametrize(
-    ("layer_class", "options", "step", "order", "states"),
-    [
-        (Elman, {}, elman_step, ["h"], 1),
-        (LSTM, {}, lstm_step, ["i", "f", "c", "o"], 2),
-        # The oracle's update gate is the share of the candidate, the layer's that of the old state.
-        (GRU, {"reset_after": False}, gru_step, ["-z", "r", "c"], 1),
-    ],
-    ids=["elman", "lstm", "gru"],
-)
-@both_paths
-def test_layer_computes_its_equations(rng, layer_class, options, step, order, states, dtype, tolerance, training):
-    weights = oracle_weights(rng, [gate.lstrip("-") for gate in order])
-    sequence = rng.normal(size=(B, T, D))
-    state = tuple(np.zeros((B, U)) for _ in range(states))
-    expected = []
-    for time in range(T):
-        state = step(weights, sequence[:, time], state)
-        expected.append(state[0])
-
-    layer = layer_class(U, return_sequences=True, return_state=True, dtype=dtype, **options)
-    layer.build((None, None, D))
-    layer.set_weights(packed(weights, order))
-    output, *final_states = layer(sequence.astype(dtype), training=training)
-
-    np.testing.assert_allclose(output, np.stack(expected, axis=1), atol=tolerance)
-    for actual, wanted in zip(final_states, state, strict=True):
-        np.testing.assert_allclose(actual, wanted, atol=tolerance)
-
-
-def test_lstm_with_open_forget_gate_and_closed_input_gate_keeps_its_cell(rng):
-    layer = LSTM(U, return_state=True, dtype="float64")
-    layer.build((None, None, D))
-    always, never = np.full(U, 100.0), np.full(U, -100.0)
-    layer.set_weights([np.zeros((D, 4 * U)), np.zeros((U, 4 * U)), np.concatenate([never, always, always, always])])
-    cell = rng.normal(size=(B, U))
-    _, _, final_cell = layer(rng.normal(size=(B, T, D)), initial_state=[np.zeros((B, U)), cell])
-    np.testing.assert_allclose(final_cell, cell, atol=1e-12)
 
 
 @all_kinds
@@ -148,86 +67,6 @@ def test_values_and_gradients_equal_keras_under_random_masks(
     np.testing.assert_allclose(our_outputs[0][output_mask], their_outputs[0][output_mask], atol=1e-5)
     for actual, wanted in zip(our_outputs[1:] + our_gradients, their_outputs[1:] + their_gradients, strict=True):
         np.testing.assert_allclose(actual, wanted, atol=1e-5, rtol=1e-5)
-
-
-@all_kinds
-@both_paths
-@pytest.mark.parametrize("padding", [1e6, np.nan], ids=["large", "nan"])
-def test_padding_reaches_neither_valid_steps_nor_gradients(rng, randomize, run_with_gradients, kind, training, padding):
-    layer = KINDS[kind][0](return_sequences=True, return_state=True, dtype="float64")
-    randomize((B, T, D), layer)
-    mask = padding_mask()
-    sequence = rng.normal(size=(B, T, D))
-    upstream = [rng.normal(size=(B, T, U)), *(rng.normal(size=(B, U)) for _ in range(STATE_COUNTS[kind]))]
-    clean = run_with_gradients(layer, [np.where(mask[..., None], sequence, 0)], upstream, mask, training)
-    padded = run_with_gradients(layer, [np.where(mask[..., None], sequence, padding)], upstream, mask, training)
-
-    for actual, wanted in zip(padded[0] + padded[1], clean[0] + clean[1], strict=True):
-        np.testing.assert_array_equal(actual, wanted)
-    assert not padded[0][0][~mask].any(), "masked steps put out zero"
-    assert not padded[1][0][~mask].any(), "masked steps get no gradient"
-
-
-@all_kinds
-@both_paths
-def test_padding_never_changes_what_a_shorter_sequence_gives(rng, randomize, kind, training):
-    layer = KINDS[kind][0](return_sequences=True, dtype="float64")
-    randomize((B, T, D), layer)
-    sequence = rng.normal(size=(B, T, D))
-    whole = np.asarray(layer(sequence, mask=padding_mask([4] * B), training=training))
-    short = np.asarray(layer(sequence[:, :4], training=training))
-    np.testing.assert_allclose(whole[:, :4], short, atol=1e-12)
-
-
-@all_kinds
-@both_paths
-@pytest.mark.parametrize("go_backwards", [False, True], ids=["forward", "backward"])
-def test_last_output_is_that_of_the_last_valid_step(rng, randomize, kind, training, go_backwards):
-    last, every = (KINDS[kind][0](return_sequences=each, go_backwards=go_backwards) for each in (False, True))
-    randomize((B, T, D), last, every)
-    sequence = rng.normal(size=(B, T, D)).astype("float32")
-    mask = random_mask(rng)
-    outputs = np.asarray(every(sequence, mask=mask, training=training))
-    output_mask = mask[:, ::-1] if go_backwards else mask
-    last_valid = [np.flatnonzero(row)[-1] for row in output_mask]
-    np.testing.assert_allclose(
-        last(sequence, mask=mask, training=training), outputs[np.arange(B), last_valid], atol=1e-6
-    )
-
-
-@all_kinds
-def test_row_without_valid_steps_keeps_its_initial_state(rng, randomize, kind):
-    layer = KINDS[kind][0]()
-    randomize((B, T, D), layer)
-    states = [rng.normal(size=(B, U)).astype("float32") for _ in range(STATE_COUNTS[kind])]
-    output = layer(np.zeros((B, T, D), "float32"), initial_state=states, mask=np.zeros((B, T), bool))
-    np.testing.assert_array_equal(output, states[0])
-
-
-@all_kinds
-@both_paths
-def test_two_halves_joined_by_the_state_equal_the_whole(rng, randomize, kind, training):
-    layer = KINDS[kind][0](return_sequences=True, return_state=True, dtype="float64")
-    randomize((B, T, D), layer)
-    sequence, mask = rng.normal(size=(B, T, D)), random_mask(rng)
-    whole, *whole_states = layer(sequence, mask=mask, training=training)
-    first, *states = layer(sequence[:, :2], mask=mask[:, :2], training=training)
-    second, *final_states = layer(sequence[:, 2:], initial_state=states, mask=mask[:, 2:], training=training)
-    np.testing.assert_allclose(np.concatenate([first, second], axis=1), whole, atol=1e-12)
-    for actual, wanted in zip(final_states, whole_states, strict=True):
-        np.testing.assert_allclose(actual, wanted, atol=1e-12)
-
-
-@all_kinds
-def test_step_by_step_equals_the_whole_sequence(rng, randomize, kind):
-    layer = KINDS[kind][0](return_sequences=True, return_state=True, dtype="float64")
-    randomize((B, T, D), layer)
-    sequence = rng.normal(size=(B, T, D))
-    states, outputs = None, []
-    for time in range(T):
-        output, *states = layer(sequence[:, time : time + 1], initial_state=states)
-        outputs.append(output)
-    np.testing.assert_allclose(np.concatenate(outputs, axis=1), layer(sequence)[0], atol=1e-12)
 
 
 @pytest.mark.parametrize("merge_mode", ["concat", "sum", "mul", "ave", None])
@@ -318,35 +157,3 @@ def test_output_mask_fits_the_output(layer, expected):
         assert output_mask is None
     else:
         np.testing.assert_array_equal(output_mask, wanted)
-
-
-def test_recurrent_dropout_mask_is_one_per_example_and_unit_and_constant_over_time():
-    units, rate = 50, 0.25
-    layer = Elman(units, activation="relu", recurrent_dropout=rate, return_sequences=True, seed=1)
-    layer.build((None, None, D))
-    # With these weights a step only multiplies the state by its dropout mask.
-    layer.set_weights([np.zeros((D, units)), np.eye(units), np.zeros(units), *layer.get_weights()[3:]])
-    zeros, ones = np.zeros((B, T, D), "float32"), np.ones((B, units), "float32")
-
-    outputs = np.asarray(layer(zeros, initial_state=ones, training=True))
-    again = np.asarray(layer(zeros, initial_state=ones, training=True))
-    kept = outputs[:, 0] > 0
-
-    scale = (1 / (1 - rate)) ** np.arange(1, T + 1)
-    np.testing.assert_allclose(outputs, kept[:, None] * scale[None, :, None], rtol=1e-5)
-    assert 0.6 < kept.mean() < 0.9
-    assert (kept[0] != kept[1]).any(), "every example has a mask of its own"
-    assert (outputs != again).any(), "every call draws anew"
-    np.testing.assert_array_equal(layer(zeros, initial_state=ones), np.ones((B, T, units)))
-
-
-@all_kinds
-def test_recurrent_dropout_is_off_at_prediction(rng, randomize, kind):
-    dropping, plain = KINDS[kind][0](recurrent_dropout=0.5, seed=3), KINDS[kind][0]()
-    weights = randomize((B, T, D), plain)
-    dropping.build((B, T, D))
-    for variable, weight in zip(dropping.trainable_weights, weights, strict=True):
-        variable.assign(weight)
-    sequence = rng.normal(size=(B, T, D)).astype("float32")
-    np.testing.assert_array_equal(dropping(sequence), plain(sequence))
-    assert (np.asarray(dropping(sequence, training=True)) != np.asarray(plain(sequence))).any()
