@@ -659,9 +659,10 @@ class SparseReservoir(keras.initializers.Initializer):
 
 def normalized(tensor: Tensor, epsilon: float = 1e-5) -> Tensor:
     """Returns a tensor with mean 0 and variance 1 along the last axis, computed in at least float32."""
-    precise = ops.cast(tensor, keras.backend.result_type(tensor.dtype, "float32"))
-    centred = precise - ops.mean(precise, axis=-1, keepdims=True)
-    variance = ops.mean(centred * centred, axis=-1, keepdims=True)
+    # Not `ops.mean`: on JAX, Keras takes the mean of float64 in float32.
+    precise = ops.cast(tensor, "float64" if keras.backend.standardize_dtype(tensor.dtype) == "float64" else "float32")
+    centred = precise - ops.sum(precise, axis=-1, keepdims=True) / precise.shape[-1]
+    variance = ops.sum(centred * centred, axis=-1, keepdims=True) / precise.shape[-1]
     return ops.cast(centred * ops.rsqrt(variance + epsilon), tensor.dtype)
 
 
