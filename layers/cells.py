@@ -100,11 +100,11 @@ class RecurrentCell(keras.layers.Layer):
         """Width of the output."""
         return self.units
 
-    def build(self, input_shape: Shape, states_shape: Any = None) -> None:
+    def build(self, inputs_shape: Shape, states_shape: Any = None) -> None:
         """Creates the weights for inputs of shape `(..., features)`."""
         gate_units = self.gate_count * self.units
         self.kernel = self.add_weight(
-            shape=(input_shape[-1], gate_units),
+            shape=(inputs_shape[-1], gate_units),
             name="kernel",
             initializer=self.kernel_initializer,
             regularizer=self.kernel_regularizer,
@@ -192,9 +192,9 @@ class RecurrentCell(keras.layers.Layer):
         # A custom gradient on TensorFlow takes no variables, and a conversion alone may hand the variable back.
         return ops.cast(ops.copy(variable), self.compute_dtype)
 
-    def compute_output_shape(self, input_shape: Shape, states_shape: Any = None) -> tuple[Shape, list[Shape]]:
+    def compute_output_shape(self, inputs_shape: Shape, states_shape: Any = None) -> tuple[Shape, list[Shape]]:
         """Returns the shapes of the output and of the states."""
-        state_shape = (input_shape[0], self.units)
+        state_shape = (inputs_shape[0], self.units)
         return state_shape, [state_shape] * self.state_count
 
     def get_config(self) -> dict[str, Any]:
@@ -363,9 +363,9 @@ class LSTMCell(GatedCell):
         self.forget_bias = forget_bias
         self.peepholes = peepholes
 
-    def build(self, input_shape: Shape, states_shape: Any = None) -> None:
+    def build(self, inputs_shape: Shape, states_shape: Any = None) -> None:
         """Creates the weights for inputs of shape `(..., features)`."""
-        super().build(input_shape)
+        super().build(inputs_shape)
         if self.layer_norm:
             self.state_gain = self.add_weight(shape=(self.units,), name="state_gain", initializer="ones")
             self.state_shift = self.add_weight(shape=(self.units,), name="state_shift", initializer="zeros")

@@ -140,8 +140,8 @@ LAYER_OPTIONS: dict[str, dict[str, Any]] = {
     "stateful": {"stateful": True, "activity_regularizer": keras.regularizers.L2(0.01)},
 }
 _OWN_GRAPH = {
-    *("Elman/plain", "Elman/layer_norm", "LSTM/plain", "LSTM/peepholes_layer_norm", "LSTM/go_backwards"),
-    *("GRU/plain", "GRU/reset_before", "GRU/layer_norm", "EchoState/leak"),
+    *("Elman/plain", "LSTM/peepholes_layer_norm", "LSTM/go_backwards"),
+    *("GRU/reset_before", "GRU/layer_norm", "EchoState/leak"),
 }
 CELL_OF: dict[type, type] = {Elman: ElmanCell, LSTM: LSTMCell, GRU: GRUCell, EchoState: EchoStateCell}
 NOISE = ("dropout", "recurrent_dropout", "zoneout")
@@ -197,7 +197,7 @@ def _stack(state_widths: tuple[int, ...], parts: Sequence[Callable[..., keras.La
 CASES: dict[str, SequenceCase] = {
     **{name: case for layer_class in CELL_OF for name, case in _single_layer_cases(layer_class).items()},
     **{name: case for cell_class in CELL_OPTIONS for name, case in _cell_cases(cell_class).items()},
-    "Bidirectional/concat": _both_ends(4, lambda **choices: Bidirectional(LSTM(U, **choices)), own_graph=True),
+    "Bidirectional/concat": _both_ends(4, lambda **choices: Bidirectional(LSTM(U, **choices))),
     "Bidirectional/sum": _both_ends(2, lambda **choices: Bidirectional(GRU(U, **choices), "sum")),
     "Bidirectional/mul": _both_ends(2, lambda **choices: Bidirectional(Elman(U, **choices), "mul")),
     "Bidirectional/ave": _both_ends(2, lambda **choices: Bidirectional(GRU(U, layer_norm=True, **choices), "ave")),

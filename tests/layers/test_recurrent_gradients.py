@@ -54,8 +54,8 @@ def problem(rng, randomize, monkeypatch):
 @both_ends
 @pytest.mark.parametrize(
     ("return_sequences", "masked", "dropout"),
-    [(True, True, True), (True, False, False), (False, True, False), (False, False, True)],
-    ids=["sequence-mask-dropout", "sequence", "last-mask", "last-dropout"],
+    [(True, True, True), (False, True, False)],
+    ids=["sequence-mask-dropout", "last-mask"],
 )
 def test_closed_form_equals_automatic_differentiation(
     problem, run_with_gradients, monkeypatch, case, go_backwards, return_sequences, masked, dropout
@@ -70,9 +70,8 @@ def test_closed_form_equals_automatic_differentiation(
 
 
 @all_cases
-@both_ends
-def test_gradients_equal_finite_differences(rng, problem, run_with_gradients, case, go_backwards):
-    layer, inputs, upstream, mask = problem(case, True, go_backwards)
+def test_gradients_equal_finite_differences(rng, problem, run_with_gradients, case):
+    layer, inputs, upstream, mask = problem(case, True, case.startswith("gru"))
     weights = layer.get_weights()
     _, gradients = run_with_gradients(layer, inputs, upstream, mask, training=True)
 
