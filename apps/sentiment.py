@@ -48,17 +48,21 @@ class Config(TrainingConfig):
     encoder: Literal["bag", "elman", "lstm", "gru"] = "bag"
     """What turns the words into one vector: a bag of words and word pairs, or a recurrent layer."""
     pair_buckets: int = 2**20
-    """Rows for the hashed word pairs of the bag (0: single words only)."""
+    """Rows for the hashed word pairs (0: single words only)."""
     embedding_units: int = 64
     """Width of a word's vector before a recurrent layer."""
+    pair_units: int = 0
+    """Width of the vector of a word and the one before it, beside the word's own (0: none)."""
     units: int = 2
     """Width of the encoder's vector."""
     bidirectional: bool = False
     """Read the text in both directions."""
     depth: int = 1
     """Recurrent layers on top of each other."""
-    pooling: Literal["last", "mean", "max"] = "max"
-    """How the recurrent states become one vector."""
+    segment: int = 0
+    """Recurrent layers read this many words at a time, and all such segments at once (0: the whole text)."""
+    pooling: Literal["last", "mean", "max", "root"] = "max"
+    """How the recurrent states become one vector; `root` is their sum over the root of their number."""
     mask_padding: bool = True
     """Skip padding; without, recurrent layers read it like words."""
     dropout: float = 0.0
@@ -75,12 +79,16 @@ class Config(TrainingConfig):
         super().__post_init__()
         for name in ("units", "embedding_units", "depth", "max_words"):
             self.require(name, getattr(self, name) >= 1, "must be at least 1")
+        self.require("pair_units", self.pair_units >= 0, "must not be negative")
+        self.require("pair_units", not self.pair_units or self.pair_buckets > 0, "needs --pair-buckets above 0")
+        self.require("segment", self.segment >= 0, "must not be negative")
+        self.require("segment", not self.segment or self.pooling != "last", "needs --pooling mean, max or root")
         self.require("vocabulary_size", 3 <= self.vocabulary_size <= 50_000, "must lie between 3 and 50,000")
         self.require("pair_buckets", 0 <= self.pair_buckets <= 2**24, "must lie between 0 and 16,777,216")
         for name in ("dropout", "recurrent_dropout"):
             self.require(name, 0 <= getattr(self, name) < 1, "must be at least 0 and below 1")
         if self.encoder == "bag":
-            for name in ("bidirectional", "recurrent_dropout"):
+            for name in ("bidirectional", "recurrent_dropout", "segment", "pair_units"):
                 self.require(name, not getattr(self, name), "needs a recurrent --encoder")
 
     @property
@@ -179,11 +187,17 @@ def _bag(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> kera
 def _recurrent(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:
     kind = {"elman": layers.Elman, "lstm": layers.LSTM, "gru": layers.GRU}[config.encoder]
     vectors = keras.layers.Embedding(vocabulary_size, config.embedding_units, mask_zero=config.mask_padding)(words)
+    if config.pair_units:
+        rows = layers.PairRows(config.pair_buckets)(words)
+        # With a mask of its own: `Concatenate` takes a step for real that is real in one of its inputs.
+        pairs = keras.layers.Embedding(config.pair_buckets + 1, config.pair_units, mask_zero=config.mask_padding)(rows)
+        vectors = keras.layers.Concatenate()([vectors, pairs])
     vectors = keras.layers.Dropout(config.dropout)(vectors)
     for number in range(config.depth):
         sequences = number < config.depth - 1 or config.pooling != "last"
         layer = kind(config.units, return_sequences=sequences, recurrent_dropout=config.recurrent_dropout)
-        vectors = (layers.Bidirectional(layer) if config.bidirectional else layer)(vectors)
+        layer = layers.Bidirectional(layer) if config.bidirectional else layer
+        vectors = (layers.Segmented(layer, config.segment) if config.segment else layer)(vectors)
     return vectors if config.pooling == "last" else layers.MaskedPooling1D(config.pooling)(vectors)
 
 

@@ -20,13 +20,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-BIDIRECTIONAL = "--bidirectional --units 32 --embedding-units 32 --max-words 256 --dropout 0.4 --learning-rate 0.003"
+TRAINING = "--max-words 800 --dropout 0.5 --batch-size 64 --learning-rate 0.004 --schedule linear --epochs 2"
+RECURRENT = (
+    "--bidirectional --units 16 --embedding-units 16 --pair-units 8 --pair-buckets 262144 "
+    f"--segment 20 --pooling root --jit off {TRAINING}"
+)
 SETTINGS = {
     "bag of words and pairs (default)": "",
     "bag of words": "--pair-buckets 0",
-    "GRU, both directions": f"--encoder gru {BIDIRECTIONAL} --epochs 2",
-    "LSTM, both directions": f"--encoder lstm {BIDIRECTIONAL} --epochs 2",
-    "Elman, both directions": f"--encoder elman {BIDIRECTIONAL} --epochs 2 --clip-norm 1",
+    "GRU, both directions": f"--encoder gru {RECURRENT}",
+    "LSTM, both directions": f"--encoder lstm {RECURRENT}",
+    "Elman, both directions": f"--encoder elman {RECURRENT} --clip-norm 1",
+    "bag of words and pairs, wide and trained like these": f"--units 16 --pair-buckets 262144 {TRAINING}",
 }
 
 

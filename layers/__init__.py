@@ -6,7 +6,7 @@ from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch
 from layers.dates import DateFeatures
 from layers.losses import PerceptronLoss
 from layers.recurrent import GRU, LSTM, EchoState, Elman
-from layers.text import BagOfWordPairs, MaskedPooling1D, Shorten, standardize_text
+from layers.text import BagOfWordPairs, MaskedPooling1D, PairRows, Segmented, Shorten, standardize_text
 
 __all__ = [
     "GRU",
@@ -21,7 +21,9 @@ __all__ = [
     "GRUCell",
     "LSTMCell",
     "MaskedPooling1D",
+    "PairRows",
     "PerceptronLoss",
+    "Segmented",
     "Shorten",
     "Stacked",
     "from_keras",

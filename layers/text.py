@@ -1,4 +1,4 @@
-"""Layers between raw text and sequence models: clean-up, shortening, and a bag of words and word pairs."""
+"""Layers for texts: clean-up, shortening, a bag of words and word pairs, pooling over time, and segments."""
 
 from __future__ import annotations
 
@@ -146,10 +146,7 @@ class BagOfWordPairs(keras.layers.Layer):
 
     def pair_rows(self, words: Tensor) -> Tensor:
         """Row of every pair of neighbours: `(batch, time)` to `(batch, time - 1)`."""
-        size = self.pair_buckets
-        first = ops.mod(ops.mod(words[:, :-1], size) * (_FIRST_FACTOR % size), size)
-        second = ops.mod(ops.mod(words[:, 1:], size) * (_SECOND_FACTOR % size), size)
-        return ops.mod(first + second, size)
+        return _pair_rows(words, self.pair_buckets)
 
     def compute_output_shape(self, input_shape: tuple[int | None, ...]) -> tuple[int | None, int]:
         """One vector for each text."""
@@ -167,6 +164,12 @@ class BagOfWordPairs(keras.layers.Layer):
         }
 
 
+def _pair_rows(words: Tensor, size: int) -> Tensor:
+    first = ops.mod(ops.mod(words[:, :-1], size) * (_FIRST_FACTOR % size), size)
+    second = ops.mod(ops.mod(words[:, 1:], size) * (_SECOND_FACTOR % size), size)
+    return ops.mod(first + second, size)
+
+
 def _sum_of_set(table: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
     """Sum of the table's rows among the valid `rows` (batch, time), each once, over the root of their number."""
     ordered = ops.sort(ops.where(valid, rows, -1), axis=1)
@@ -177,14 +180,47 @@ def _sum_of_set(table: Tensor, rows: Tensor, valid: Tensor) -> Tensor:
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")
+class PairRows(keras.layers.Layer):
+    """For each word the row of its pair with the word before it, hashed as in `BagOfWordPairs`, from 1 on.
+
+    Args:
+        buckets: Number of rows.
+
+    Call arguments:
+        words: Integers `(batch, time)`, zeros where there is no word: those stay 0, so that an embedding can mask them.
+
+    Output shape: `(batch, time)`.
+    """
+
+    def __init__(self, buckets: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if buckets < 1:
+            raise ValueError(f"buckets must be at least 1, not {buckets}")
+        self.buckets = buckets
+
+    def call(self, words: Tensor) -> Tensor:
+        """Hash."""
+        words = ops.cast(words, "int32")
+        return ops.where(words != 0, 1 + _pair_rows(ops.pad(words, [[0, 0], [1, 0]]), self.buckets), 0)
+
+    def compute_output_spec(self, words: keras.KerasTensor) -> keras.KerasTensor:
+        """As many rows as words."""
+        return keras.KerasTensor(words.shape, "int32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "buckets": self.buckets}
+
+
+@keras.saving.register_keras_serializable(package="kerasloom")
 class MaskedPooling1D(keras.layers.Layer):
-    """Largest value or mean of each feature over the steps that are not masked.
+    """Largest value, mean, or scaled sum of each feature over the steps that are not masked.
 
     `keras.layers.GlobalMaxPooling1D` takes padded steps for real ones, so that a negative feature never wins;
     `keras.layers.GlobalAveragePooling1D` gives NaN where every step is masked.
 
     Args:
-        mode: `max` or `mean`.
+        mode: `max`, `mean`, or `root`: the sum over the root of the number of steps, as in `BagOfWordPairs`.
 
     Call arguments:
         sequence: `(batch, time, features)`.
@@ -198,21 +234,20 @@ class MaskedPooling1D(keras.layers.Layer):
         [[-1.0]]
     """
 
-    def __init__(self, mode: Literal["max", "mean"], **kwargs: Any) -> None:
+    def __init__(self, mode: Literal["max", "mean", "root"], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if mode not in ("max", "mean"):
-            raise ValueError(f"mode must be 'max' or 'mean', not {mode!r}")
+        if mode not in ("max", "mean", "root"):
+            raise ValueError(f"mode must be 'max', 'mean' or 'root', not {mode!r}")
         self.mode = mode
         self.supports_masking = True
 
     def call(self, sequence: Tensor, mask: Tensor | None = None) -> Tensor:
         """Pool over time."""
-        if mask is None:
-            return ops.max(sequence, axis=1) if self.mode == "max" else ops.mean(sequence, axis=1)
-        valid = ops.expand_dims(mask, -1)
-        if self.mode == "mean":
+        valid = ops.expand_dims(ops.ones(ops.shape(sequence)[:2], "bool") if mask is None else mask, -1)
+        if self.mode != "max":
             total = ops.sum(ops.where(valid, sequence, ops.zeros_like(sequence)), axis=1)
-            return total / ops.maximum(ops.sum(ops.cast(valid, sequence.dtype), axis=1), 1)
+            count = ops.maximum(ops.sum(ops.cast(valid, sequence.dtype), axis=1), 1)
+            return total / (ops.sqrt(count) if self.mode == "root" else count)
         lowest = ops.full_like(sequence, -3e4)  # within float16
         pooled = ops.max(ops.where(valid, sequence, lowest), axis=1)
         return ops.where(ops.any(valid, axis=1), pooled, ops.zeros_like(pooled))
@@ -228,3 +263,61 @@ class MaskedPooling1D(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {**super().get_config(), "mode": self.mode}
+
+
+@keras.saving.register_keras_serializable(package="kerasloom")
+class Segmented(keras.layers.Layer):
+    """A layer over sequences that reads each stretch of `length` steps on its own, all of them at once.
+
+    A recurrent layer then takes `length` steps one after the other instead of `time`, and forgets at every boundary
+    (Johnson and Zhang, 2016, "Supervised and semi-supervised text categorization using LSTM for region embeddings").
+
+    Args:
+        layer: A layer from `(batch, time, features)` to as many steps.
+        length: Steps of a segment; the last one of a sequence may be shorter.
+
+    Call arguments:
+        sequence: `(batch, time, features)`.
+        mask: Booleans `(batch, time)`, True for real steps; all steps by default.
+
+    Output shape: that of `layer`.
+    """
+
+    def __init__(self, layer: keras.layers.Layer, length: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if length < 1:
+            raise ValueError(f"length must be at least 1, not {length}")
+        self.layer = layer
+        self.length = length
+        self.supports_masking = True
+
+    def build(self, sequence_shape: tuple[int | None, ...]) -> None:
+        """Make the layer's weights."""
+        if not self.layer.built:
+            self.layer.build((None, self.length, sequence_shape[-1]))
+
+    def call(self, sequence: Tensor, mask: Tensor | None = None, training: bool | None = None) -> Tensor:
+        """Cut, run, join."""
+        batch, steps = ops.shape(sequence)[0], ops.shape(sequence)[1]
+        mask = ops.ones((batch, steps), "bool") if mask is None else mask
+        count = (steps + self.length - 1) // self.length
+        missing = [[0, 0], [0, count * self.length - steps]]
+        segments = ops.reshape(ops.pad(sequence, [*missing, [0, 0]]), (-1, self.length, sequence.shape[-1]))
+        valid = ops.reshape(ops.pad(mask, missing), (-1, self.length))
+        output = self.layer(segments, mask=valid, training=training)
+        return ops.reshape(output, (batch, count * self.length, output.shape[-1]))[:, :steps]
+
+    def compute_output_shape(self, sequence_shape: tuple[int | None, ...]) -> tuple[int | None, ...]:
+        """As many steps as before."""
+        width = self.layer.compute_output_shape((None, self.length, sequence_shape[-1]))[-1]
+        return (*sequence_shape[:2], width)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        layer = keras.saving.serialize_keras_object(self.layer)
+        return {**super().get_config(), "layer": layer, "length": self.length}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Segmented:
+        """The layer that `get_config` describes."""
+        return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})

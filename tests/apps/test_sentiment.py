@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import layers
 from apps import sentiment
 from apps.sentiment import APP, Config
 from loom import Data, UserError
@@ -63,6 +64,7 @@ ENCODERS = [
     {"encoder": "lstm", "bidirectional": True, "recurrent_dropout": 0.2, "dropout": 0.2},
     {"encoder": "gru", "depth": 2, "pooling": "last"},
     {"encoder": "gru", "pooling": "mean", "mask_padding": False},
+    {"encoder": "gru", "pooling": "root", "bidirectional": True, "segment": 7, "pair_units": 3},
 ]
 
 
@@ -80,12 +82,39 @@ def test_every_parameter_of_every_encoder_moves_in_one_step(data: Data, encode: 
         assert not np.array_equal(np.array(weight), old), weight.path
 
 
-@pytest.mark.parametrize(("masked", "changes"), [(True, False), (False, True)])
-def test_padding_changes_the_answer_only_without_a_mask(data: Data, masked: bool, changes: bool) -> None:
-    model = sentiment.build(replace(SMALL, encoder="lstm", pooling="last", mask_padding=masked), data.spec)
+PLAIN = {"encoder": "lstm", "pooling": "last"}
+SEGMENTED = {"encoder": "gru", "pooling": "root", "bidirectional": True, "segment": 7, "pair_units": 3}
+
+
+@pytest.mark.parametrize(
+    ("settings", "masked", "changes"), [(PLAIN, True, False), (PLAIN, False, True), (SEGMENTED, True, False)]
+)
+def test_padding_changes_the_answer_only_without_a_mask(
+    data: Data, settings: dict, masked: bool, changes: bool
+) -> None:
+    model = sentiment.build(replace(SMALL, mask_padding=masked, **settings), data.spec)
     words = np.random.default_rng(0).integers(1, 150, (4, 10)).astype(np.int32)
     outputs = [np.array(model({"words": np.pad(words, ((0, 0), (0, pad)))})["sentiment"]) for pad in (0, 15)]
     assert np.allclose(*outputs, atol=1e-6) != changes
+
+
+def test_a_segment_ends_what_a_word_can_change(data: Data) -> None:
+    """Of 12 words read 5 at a time, the eighth is read with the sixth to the tenth and no others."""
+    model = sentiment.build(replace(SMALL, encoder="gru", pooling="root", bidirectional=True, segment=5), data.spec)
+    layer = next(layer for layer in model.layers if isinstance(layer, layers.Segmented))
+    states = keras.Model(model.input, layer.output)
+    words = np.arange(2, 14, dtype=np.int32)[None]
+    changed = np.where(words == words[0, 7], 20, words)
+    differs = np.any(np.array(states({"words": words})) != np.array(states({"words": changed})), axis=(0, 2))
+    assert np.flatnonzero(differs).tolist() == [5, 6, 7, 8, 9]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"encoder": "bag"}, {"encoder": "gru", "pooling": "last"}], ids=lambda settings: settings["encoder"]
+)
+def test_segments_without_a_layer_or_pooling_for_them_are_refused(settings: dict) -> None:
+    with pytest.raises(UserError, match="--segment 5: needs"):
+        replace(SMALL, segment=5, **settings)
 
 
 def test_three_classes_and_ratings_have_their_own_outputs(tmp_path: Path) -> None:

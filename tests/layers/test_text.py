@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import keras
 import numpy as np
 import pytest
 
-from layers import BagOfWordPairs, MaskedPooling1D, Shorten, standardize_text
+from layers import GRU, BagOfWordPairs, Bidirectional, MaskedPooling1D, PairRows, Segmented, Shorten, standardize_text
 
 needs_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="operations on strings")
 
@@ -87,24 +88,50 @@ def test_impossible_bags_are_refused(arguments: tuple[int, ...]) -> None:
         BagOfWordPairs(*arguments)
 
 
-@pytest.mark.parametrize("mode", ["max", "mean"])
-def test_pooling_sees_only_steps_that_are_not_masked(mode: str) -> None:
+def scaled_sum(values: np.ndarray, axis: int) -> np.ndarray:
+    return values.sum(axis) / np.sqrt(values.shape[axis])
+
+
+def test_a_word_and_the_one_before_it_share_the_row_of_the_bag() -> None:
+    words = np.array([[7, 3, 7, 3, 0, 0]])
+    rows = np.array(PairRows(64)(words))[0]
+    expected = np.array(BagOfWordPairs(10, 1, 64).pair_rows(words))[0, :3] + 1
+    np.testing.assert_array_equal(rows[1:4], expected)
+    assert rows[1] == rows[3] != rows[2]
+    assert rows[4:].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(("mode", "expected"), [("max", np.max), ("mean", np.mean), ("root", scaled_sum)])
+def test_pooling_sees_only_steps_that_are_not_masked(mode: str, expected: Callable[..., np.ndarray]) -> None:
     sequence = -np.random.default_rng(2).uniform(1, 2, (3, 5, 4)).astype(np.float32)
     mask = np.array([[1, 1, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0]], bool)
     pooled = np.array(MaskedPooling1D(mode)(np.where(mask[..., None], sequence, 0), mask=mask))
-    expected = getattr(np, mode)
     np.testing.assert_allclose(pooled[0], expected(sequence[0, :2], axis=0), rtol=1e-6)
     np.testing.assert_allclose(pooled[1], expected(sequence[1], axis=0), rtol=1e-6)
     np.testing.assert_array_equal(pooled[2], 0)
     np.testing.assert_allclose(np.array(MaskedPooling1D(mode)(sequence)), expected(sequence, axis=1), rtol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [1, 4, 6, 8])
+def test_every_segment_is_read_as_a_sequence_of_its_own(steps: int) -> None:
+    layer = Bidirectional(GRU(3, return_sequences=True))
+    sequence = np.random.default_rng(4).normal(size=(2, steps, 5)).astype(np.float32)
+    mask = np.arange(steps) < np.array([[steps], [5]])
+    together = np.array(Segmented(layer, 4)(sequence, mask=mask))
+    for start in range(0, steps, 4):
+        piece = slice(start, start + 4)
+        alone = np.array(layer(sequence[:, piece], mask=mask[:, piece]))
+        np.testing.assert_allclose(together[:, piece], alone, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("jit", [False, True])
 def test_a_model_with_these_layers_trains_and_reloads(tmp_path, jit: bool) -> None:
     words = keras.Input((None,), dtype="int32")
     bag = BagOfWordPairs(50, 4, 64, embeddings_regularizer="l2")(Shorten(6, "ends")(words))
-    pooled = MaskedPooling1D("max")(keras.layers.Embedding(50, 4, mask_zero=True)(words))
-    model = keras.Model(words, keras.layers.Dense(1)(keras.layers.Concatenate()([bag, pooled])))
+    vectors = keras.layers.Embedding(50, 4, mask_zero=True)(words)
+    states = Segmented(Bidirectional(GRU(4, return_sequences=True)), 3)(vectors)
+    parts = [bag, MaskedPooling1D("max")(vectors), MaskedPooling1D("root")(states)]
+    model = keras.Model(words, keras.layers.Dense(1)(keras.layers.Concatenate()(parts)))
     model.compile("adam", "mse", jit_compile=jit)
     texts = np.random.default_rng(3).integers(0, 50, (16, 8)).astype(np.int32)
     before = [np.array(weight) for weight in model.weights]
