@@ -11,8 +11,8 @@ how to do it"). With a_t what enters the product of step t and p_t = a_t R, for 
 - dL/dR = sum over t of a_t^T dL/dp_t is one product over all `time * batch` rows after the loop instead of a small one
   in every step.
 
-So a cell says only what one step computes. All of it consists of differentiable operations, and second derivatives are
-right as well. A step that the mask leaves out hands the state on unchanged and puts
+So a cell says only what one step computes. Open: second derivatives through it are wrong; take them with
+`training=False`. A step that the mask leaves out hands the state on unchanged and puts
 out zero.
 """
 

@@ -47,7 +47,7 @@ def test_flags_exist(page: Path) -> None:
 
     flags = {flag(name) for config in (sentiment.Config(), tabular.Config()) for name in to_dict(config)}
     flags |= {"--resume", "--from-run", "--json", "--debug", "--help", "--format", "--output", "--port", "--host"}
-    flags |= {"--quick", "--figure"}  # benchmarks
+    flags |= {"--quick", "--figure", "--torch"}  # benchmarks
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"(?<![\w-])--([a-z][\w-]+)", text):
         assert f"--{name.removeprefix('no-')}" in flags, name
@@ -82,15 +82,3 @@ def test_the_titanic_table_is_the_recorded_one() -> None:
     page, summary = (ROOT / "docs" / "tabular.md").read_text(encoding="utf-8"), results("titanic")["summary"]
     mean = summary["mean"]
     assert f"| mean | {mean['ours']:.4f} | {mean['boosting']:.4f} |" in page
-
-
-def test_the_memory_tables_are_the_recorded_ones() -> None:
-    page, found = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8"), results("memory")
-    for row in found["rows"]:
-        steps = f"{row['steps']}" if row["solved"] else f"not in {row['steps']}"
-        line = (
-            "| {problem} | {case} | {learning_rate:g} | " + steps + " | {seconds:.0f} | {test:.4f} | {baseline:.4f} |"
-        )
-        assert line.format(**row) in page
-    for row in found["mackey_glass"]["rows"]:
-        assert "| {case} | {error:.5f} |".format(**row) in page
