@@ -44,6 +44,7 @@ class RecurrentCell(keras.layers.Layer):
 
     gate_count: int
     state_count = 1
+    trains_weights = True
 
     def __init__(
         self,
@@ -102,13 +103,14 @@ class RecurrentCell(keras.layers.Layer):
 
     def build(self, inputs_shape: Shape, states_shape: Any = None) -> None:
         """Creates the weights for inputs of shape `(..., features)`."""
-        gate_units = self.gate_count * self.units
+        gate_units, trained = self.gate_count * self.units, self.trains_weights
         self.kernel = self.add_weight(
             shape=(inputs_shape[-1], gate_units),
             name="kernel",
             initializer=self.kernel_initializer,
             regularizer=self.kernel_regularizer,
             constraint=self.kernel_constraint,
+            trainable=trained,
         )
         self.recurrent_kernel = self.add_weight(
             shape=(self.units, gate_units),
@@ -116,6 +118,7 @@ class RecurrentCell(keras.layers.Layer):
             initializer=self.recurrent_initializer,
             regularizer=self.recurrent_regularizer,
             constraint=self.recurrent_constraint,
+            trainable=trained,
         )
         if self.use_bias:
             self.bias = self.add_weight(
@@ -124,6 +127,7 @@ class RecurrentCell(keras.layers.Layer):
                 initializer=self._initial_bias,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
+                trainable=trained,
             )
         if self.layer_norm:
             self.kernel_gain = self.add_weight(shape=(gate_units,), name="kernel_gain", initializer="ones")
@@ -563,6 +567,7 @@ class EchoStateCell(RecurrentCell):
     """
 
     gate_count = 1
+    trains_weights = False
 
     def __init__(
         self,
@@ -586,7 +591,7 @@ class EchoStateCell(RecurrentCell):
             for offset, (name, bound) in enumerate(bounds.items(), start=1)
         }
         reservoir["recurrent_initializer"] = SparseReservoir(spectral_radius, connectivity, seed)
-        super().__init__(units, **{**kwargs, **reservoir, "trainable": False}, seed=seed)
+        super().__init__(units, **{**kwargs, **reservoir}, seed=seed)
         self.spectral_radius = spectral_radius
         self.leak = leak
         self.connectivity = connectivity

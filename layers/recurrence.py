@@ -11,9 +11,8 @@ how to do it"). With a_t what enters the product of step t and p_t = a_t R, for 
 - dL/dR = sum over t of a_t^T dL/dp_t is one product over all `time * batch` rows after the loop instead of a small one
   in every step.
 
-So a cell says only what one step computes. Open: second derivatives through it are wrong; take them with
-`training=False`. A step that the mask leaves out hands the state on unchanged and puts
-out zero.
+So a cell says only what one step computes. Second derivatives, as a gradient penalty needs them, are those of the
+backend. A step that the mask leaves out hands the state on unchanged and puts out zero.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from keras import ops
 
-from layers.kernels import compiled, projects_in_loop, scan, step_gradients
+from layers.kernels import compiled, projects_in_loop, pulled_back, scan
 
 Tensor = Any
 Tensors = tuple[Tensor, ...]
@@ -130,19 +129,32 @@ class Recurrence:
         sizes = [1, len(batch.initial_states), *map(len, weights)]
 
         # Masks and factors have no gradient, so they enter by closure and not as arguments.
+        def filled(tensors: Tensors) -> tuple[Batch, Weights]:
+            (sequence,), initial_states, *parts = _grouped(tensors, sizes)
+            return batch._replace(sequence=sequence, initial_states=initial_states), Weights(*parts)
+
+        def plain(tensors: Tensors) -> tuple[Tensors, Tensors]:
+            return self._plain(*filled(tensors), self.steps), ()
+
+        def plain_gradients(tensors: Tensors, upstream: Tensors) -> tuple[Tensors, Tensors]:
+            (gradients,), _ = pulled_back(plain, (tensors,), upstream)
+            return tuple(gradients), ()
+
         @ops.custom_gradient
         def recurrence(*tensors: Tensor) -> tuple[Tensors, Any]:
-            (sequence,), initial_states, *parts = _grouped(tensors, sizes)
-            inner_batch = batch._replace(sequence=sequence, initial_states=initial_states)
-            inner_weights = Weights(*parts)
-            results, saved = self._forward(inner_batch, inner_weights, self.steps)
+            results, saved = self._forward(*filled(tensors), self.steps)
 
-            def gradient(*upstream: Any) -> Tensors:
-                # TensorFlow passes one gradient per result, JAX one tuple of them.
-                gradients = tuple(upstream[0]) if isinstance(upstream[0], (tuple, list)) else upstream
-                return self._backward(inner_batch, inner_weights, saved, gradients, self.steps)
+            @ops.custom_gradient
+            def gradients(*arguments: Tensor) -> tuple[Tensors, Any]:
+                tensors, upstream = _grouped(arguments, [sum(sizes), len(results)])
 
-            return results, gradient
+                def second_gradients(*upstream_of_gradients: Any) -> Tensors:
+                    by_arguments, _ = pulled_back(plain_gradients, (tensors, upstream), _one(upstream_of_gradients))
+                    return tuple(each for group in by_arguments for each in group)
+
+                return self._backward(*filled(tensors), saved, upstream, self.steps), second_gradients
+
+            return results, lambda *upstream: tuple(gradients(*tensors, *_one(upstream)))
 
         tensors = recurrence(batch.sequence, *batch.initial_states, *(each for part in weights for each in part))
         return tuple(tensors)
@@ -219,7 +231,7 @@ class Recurrence:
 
             # Nobody looks at the value of an additive cell's input: its sum with the product is remembered.
             arguments = (states, projected or products, () if additive else products, weights.vectors)
-            (previous, inputs, nudges, vectors), factors = step_gradients(again, arguments, gradients)
+            (previous, inputs, nudges, vectors), factors = pulled_back(again, arguments, gradients)
             totals = tuple(total + vector for total, vector in zip(totals, vectors, strict=True))
             return (*previous, *totals), (*inputs, *nudges, *factors)
 
@@ -246,7 +258,7 @@ class Recurrence:
             return (cell.project(self._inputs(batch, sequences[0]), projection),), ()
 
         arguments = ((batch.sequence,), weights.projection)
-        (sequence_gradients, projection_gradients), _ = step_gradients(project, arguments, (input_gradient,))
+        (sequence_gradients, projection_gradients), _ = pulled_back(project, arguments, (input_gradient,))
         state_gradients, vector_gradients = carry[:state_count], carry[state_count:]
         return (*sequence_gradients, *state_gradients, *projection_gradients, *matrix_gradients, *vector_gradients)
 
@@ -331,6 +343,11 @@ def _remembered(value: Tensor, transposed_matrix: Tensor, factor: Tensor, plus: 
         return ops.copy(value), gradient
 
     return product(factor, plus)
+
+
+def _one(upstream: tuple[Any, ...]) -> Tensors:
+    """Returns the gradients of several results: TensorFlow passes one argument for each, JAX one tuple of them."""
+    return tuple(upstream[0]) if isinstance(upstream[0], (tuple, list)) else upstream
 
 
 def _grouped(tensors: Tensors, sizes: Iterable[int]) -> list[Tensors]:

@@ -12,6 +12,6 @@ if keras.backend.backend() not in SUPPORTED_BACKENDS:
 _kernels = import_module(f"{__name__}.{keras.backend.backend()}")
 batch_parts, compiled, padded_length = _kernels.batch_parts, _kernels.compiled, _kernels.padded_length
 projects_in_loop, scan = _kernels.projects_in_loop, _kernels.scan
-step_gradients, tanh = _kernels.step_gradients, _kernels.tanh
+pulled_back, tanh = _kernels.pulled_back, _kernels.tanh
 
-__all__ = ["batch_parts", "compiled", "padded_length", "projects_in_loop", "scan", "step_gradients", "tanh"]
+__all__ = ["batch_parts", "compiled", "padded_length", "projects_in_loop", "pulled_back", "scan", "tanh"]

@@ -58,9 +58,9 @@ def padded_length(steps: int, training: bool) -> None:
     """Returns nothing: on JAX all shapes are known."""
 
 
-def step_gradients(
-    step: Callable[..., tuple[Tensors, Tensors]], arguments: Sequence[Tensors], upstream: Tensors
+def pulled_back(
+    function: Callable[..., tuple[Tensors, Tensors]], arguments: Sequence[Tensors], upstream: Tensors
 ) -> tuple[Sequence[Tensors], Tensors]:
-    """Returns the gradients of a step by its arguments, and the second of its two results."""
-    _, pull_back, others = jax.vjp(step, *arguments, has_aux=True)
+    """Returns the gradients of a function by its arguments, and the second of its two results."""
+    _, pull_back, others = jax.vjp(function, *arguments, has_aux=True)
     return pull_back(tuple(upstream)), others

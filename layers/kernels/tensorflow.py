@@ -1,4 +1,4 @@
-"""What the recurrence needs of TensorFlow: the time loop, its compilation, and derivatives of one step.
+"""What the recurrence needs of TensorFlow: the time loop, its compilation, and derivatives.
 
 XLA turns a time loop into a few fused kernels per step, several times faster on a CPU than the same loop run operation
 by operation. So inside a plain graph the loops of a training step are XLA programs of their own, whether or not the
@@ -125,19 +125,19 @@ def padded_length(steps: Any, training: bool) -> Any:
     return -(-steps // grain) * grain
 
 
-def step_gradients(
-    step: Callable[..., tuple[Tensors, Tensors]], arguments: Sequence[Tensors], upstream: Tensors
+def pulled_back(
+    function: Callable[..., tuple[Tensors, Tensors]], arguments: Sequence[Tensors], upstream: Tensors
 ) -> tuple[Sequence[Tensors], Tensors]:
-    """Returns the gradients of a step by its arguments, and the second of its two results.
+    """Returns the gradients of a function by its arguments, and the second of its two results.
 
     Args:
-        step: Takes tuples of tensors; returns the results to differentiate, and others.
+        function: Takes tuples of tensors; returns the results to differentiate, and others.
         arguments: The tuples of tensors.
         upstream: The gradients of the results.
     """
     with tf.GradientTape() as tape:
         tape.watch(arguments)
-        results, others = step(*arguments)
+        results, others = function(*arguments)
     gradients = tape.gradient(results, arguments, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return gradients, others
 

@@ -86,6 +86,12 @@ def run_with_gradients() -> Callable[..., tuple[list[np.ndarray], list[np.ndarra
     return run
 
 
+@pytest.fixture
+def in_graph() -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Returns what compiles a function: on TensorFlow to a plain graph."""
+    return jax.jit if BACKEND == "jax" else tf.function
+
+
 def _run_tensorflow(layer: keras.Layer, call: Any, loss: Any, tensors: list[Any]) -> tuple[list[Any], list[Any]]:
     weights = [variable.value for variable in layer.trainable_weights]
     with tf.GradientTape() as tape:

@@ -25,7 +25,9 @@ from layers.cells import SparseReservoir
 REPOSITORY = Path(__file__).parents[2]
 EXEMPT = {
     **dict.fromkeys(("RecurrentCell", "GatedCell", "Recurrent"), "base classes; their subclasses are tested"),
-    **dict.fromkeys(("BagOfWordPairs", "MaskedPooling1D", "Shorten"), "text layers, tested in test_text.py"),
+    **dict.fromkeys(
+        ("BagOfWordPairs", "MaskedPooling1D", "PairRows", "Segmented", "Shorten"), "text layers, tested in test_text.py"
+    ),
     "DateFeatures": "reads no sequences, tested in test_dates.py",
 }
 

@@ -1,11 +1,14 @@
 """The closed-form gradients: against finite differences and against automatic differentiation."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
 
 from layers import GRU, LSTM, EchoState, Elman
-from layers.recurrence import Recurrence
+from layers.kernels import pulled_back
+from layers.recurrence import Batch, Recurrence, Weights
 
 B, T, D, U = 3, 5, 4, 3  # batch, time, features, units
 
@@ -101,26 +104,29 @@ def test_a_step_depends_on_earlier_inputs_only(rng, problem, run_with_gradients,
     assert (np.abs(sequence_gradient[:, :3]).sum(axis=(0, 2)) > 0).all()
 
 
-@pytest.mark.xfail(reason="open: the remembered product is a constant to a second derivative", strict=False)
-@pytest.mark.tensorflow_only
 @all_cases
-def test_second_derivatives_of_the_closed_form_are_right_too(problem, case):
-    import tensorflow as tf
+def test_second_derivatives_of_the_closed_form_are_those_of_the_equations(rng, problem, in_graph, case):
+    layer, (sequence, *states), upstream, mask = problem(case, True, False)
+    recurrence = Recurrence(layer.cell, go_backwards=False, return_sequences=True)
+    factors = [layer._factors(shape, 0.5) for shape in FACTORS]
+    constants = [keras.ops.convert_to_tensor(mask), *factors, layer.cell.draw_zoneout(None)]
+    to_tensors = partial(map, keras.ops.convert_to_tensor)
+    arguments = (tuple(to_tensors([sequence])), tuple(to_tensors(states)), *layer.cell.tensors())
+    directions = tuple(to_tensors(rng.normal(size=each.shape) for group in arguments for each in group))
+    upstream = tuple(to_tensors(upstream))
 
-    layer, (sequence, *states), _, mask = problem(case, True, False, dropout=False)
-    sequence = tf.constant(sequence)
+    def second_derivatives(run):
+        def results(sequence, states, *weights):
+            return run(Batch(*sequence, states, *constants), Weights(*weights)), ()
 
-    def gradient_penalty_gradient(training):
-        with tf.GradientTape() as outer:
-            outer.watch(sequence)
-            with tf.GradientTape() as inner:
-                inner.watch(sequence)
-                output, *_ = layer(sequence, initial_state=states, mask=mask, training=training)
-                loss = tf.reduce_sum(output * output)
-            gradient = inner.gradient(loss, sequence)
-            penalty = tf.reduce_sum(gradient * gradient)
-        return outer.gradient(penalty, sequence)
+        def gradients(*arguments):
+            return tuple(each for group in pulled_back(results, arguments, upstream)[0] for each in group), ()
 
-    for mode in (lambda function: function, tf.function):
-        closed_form, automatic = (mode(gradient_penalty_gradient)(training) for training in (True, False))
-        np.testing.assert_allclose(closed_form, automatic, atol=1e-11)
+        return [each for group in pulled_back(gradients, arguments, directions)[0] for each in group]
+
+    wanted = second_derivatives(recurrence.differentiable)
+    assert all(np.abs(each).max() > 1e-3 for each in wanted if each.shape[0])
+    for mode in (lambda function: function, in_graph):
+        actual = mode(lambda: second_derivatives(Recurrence(layer.cell, False, True).closed_form))()
+        for ours, theirs in zip(actual, wanted, strict=True):
+            np.testing.assert_allclose(ours, theirs, atol=1e-10)
