@@ -6,6 +6,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$python && break; done)
 BIN := $(VENV)/bin
+# Every process holds a TensorFlow of its own, up to 2 GB.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile
 
 .PHONY: install demo test check slow clean
 install: $(VENV)/installed
@@ -21,7 +23,7 @@ demo: install
 	$(BIN)/loom train sentiment
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 check: install
 	$(BIN)/ruff format --check .
@@ -30,7 +32,7 @@ check: install
 	$(BIN)/lint-imports
 
 slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(PARALLEL)
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

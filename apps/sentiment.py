@@ -71,6 +71,7 @@ class Config(TrainingConfig):
     """Share of the recurrent state that is dropped in training, the same units at every step."""
     batch_size: int = 128
     epochs: int = 30
+    jit: Literal["auto", "on", "off"] = "off"
     patience: int = 2
     learning_rate: float = 0.005
 
@@ -90,11 +91,6 @@ class Config(TrainingConfig):
         if self.encoder == "bag":
             for name in ("bidirectional", "recurrent_dropout", "segment", "pair_units"):
                 self.require(name, not getattr(self, name), "needs a recurrent --encoder")
-
-    @property
-    def jit_pays(self) -> bool:
-        """The bag is quick without; every bucket's shape takes seconds to compile."""
-        return self.encoder != "bag"
 
     @property
     def label(self) -> str:

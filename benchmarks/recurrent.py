@@ -8,8 +8,9 @@ is `predict_step` of a model of one layer. Short steps are repeated in a loop in
 `jit_compile` on or off, whichever was faster in a first round. Then they run in turn, and medians are compared: a ratio
 above 1 means that ours is faster. The options stand beside what Keras has for them; where it has nothing, beside
 `keras.layers.RNN` over a cell of the same mathematics. The floor is the time of the matrix products alone, at the rate
-of one large product. Peak memory is that of a fresh process above its memory before the first step. `--torch` adds
-PyTorch, where it is installed, in a process of its own.
+of one large product. Peak memory is that of a fresh process above its memory after a step of two examples, so that
+what compilers take once is not in it (Linux only). `--torch` adds PyTorch, where it is installed, in a process of its
+own.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ import itertools
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -336,11 +336,19 @@ def _peak_of_this_process(what: str, size_text: str) -> str:
     """Returns the peak memory of training steps, in MB above what the process had before, without jit."""
     side, name = what.split(":")
     size = Size(*json.loads(size_text))
-    step = _training_step(getattr(LAYERS[name], side), size, *_arrays(size), jit=False)
+    make = getattr(LAYERS[name], side)
+    _training_step(make, size, *_arrays(size._replace(batch=2)), jit=False)(1)  # what compilers need once
+    step = _training_step(make, size, *_arrays(size), jit=False)
     _product_rate()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak starts here
+    before = _memory_of_this_process("VmRSS")
     step(3)
-    return str((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    return str(_memory_of_this_process("VmHWM") - before)
+
+
+def _memory_of_this_process(which: str) -> float:
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
+    return float(next(line.split()[1] for line in lines if line.startswith(which))) / 1024
 
 
 def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class Recurrent(keras.layers.Layer):
     def reset_state(self) -> None:
         """Sets the states that a `stateful` layer carries from batch to batch to zero."""
         for state in self.kept_states if self.stateful and self.built else []:
-            state.assign(ops.zeros_like(state))
+            state.assign(ops.zeros(state.shape, state.dtype))
 
     def compute_mask(self, sequence: Any, mask: Tensor | None = None) -> Any:
         """Returns the mask of the output sequence, in the order of the output; states and last outputs have none."""

@@ -55,7 +55,7 @@ class TrainingConfig:
     precision: Literal["auto", "float32", "mixed_float16", "mixed_bfloat16"] = "auto"
     """Arithmetic; `auto` is float32 on a CPU and mixed on a GPU that has the units for it."""
     jit: Literal["auto", "on", "off"] = "auto"
-    """Compile the training step with XLA; `auto` does where it pays and the devices allow it."""
+    """Compile the whole step with XLA, not only the loops of recurrent layers; `auto` where the devices allow it."""
     deterministic: bool = False
     """Bit-for-bit repeatable on a GPU too (on a CPU it always is); switches XLA off and costs time."""
     threads: int = 0
@@ -84,11 +84,6 @@ class TrainingConfig:
         """Raise the one-line error for a field unless `holds`."""
         if not holds:
             raise UserError(f"{flag(field)} {getattr(self, field)}: {sentence}")
-
-    @property
-    def jit_pays(self) -> bool:
-        """Whether compiling saves more time than it takes, for `jit="auto"`; applications know their models."""
-        return True
 
     @property
     def cores(self) -> int:

@@ -59,7 +59,7 @@ def start(config: TrainingConfig) -> Runtime:
     precision = _precision(config, gpus)
     keras.config.set_dtype_policy(precision)
     may_compile = config.devices == 1 and not config.deterministic
-    jit = config.jit == "on" or (config.jit == "auto" and may_compile and config.jit_pays)
+    jit = config.jit == "on" or (config.jit == "auto" and may_compile)
     name = tf.config.experimental.get_device_details(gpus[0]).get("device_name", "GPU") if gpus else platform.machine()
     return Runtime(name, config.devices, config.cores, precision, jit, strategy)
 

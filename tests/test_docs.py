@@ -82,3 +82,22 @@ def test_the_titanic_table_is_the_recorded_one() -> None:
     page, summary = (ROOT / "docs" / "tabular.md").read_text(encoding="utf-8"), results("titanic")["summary"]
     mean = summary["mean"]
     assert f"| mean | {mean['ours']:.4f} | {mean['boosting']:.4f} |" in page
+
+
+def test_the_tables_of_recurrent_layers_are_the_recorded_ones() -> None:
+    page, found = (ROOT / "docs" / "recurrent.md").read_text(encoding="utf-8"), results("recurrent")
+    for name, entry in found["summary"].items():
+        assert f"| {name} | {entry['line']} |" in page
+    for row in found["memory"]:
+        assert "| {layer} {case} | {ours_mb:.0f} | {baseline_mb:.0f} |".format(**row) in page
+
+
+def test_the_tables_of_long_memory_are_the_recorded_ones() -> None:
+    page, found = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8"), results("memory")
+    for row in found["rows"]:
+        steps = row["steps"] if row["solved"] else f"not in {row['steps']}"
+        line = f"| {row['problem']} | {row['case']} | {row['learning_rate']:g} | {steps} | {row['seconds']:.0f} "
+        assert f"{line}| {row['test']:.4f} | {row['baseline']:.4f} |" in page
+    for row in found["mackey_glass"]["rows"]:
+        assert f"| {row['case']} | {row['error']:.5f} |" in page
+    assert f"after {found['mackey_glass']['steps_to_forget']} steps" in page

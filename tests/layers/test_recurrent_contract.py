@@ -225,10 +225,15 @@ JOINT = [name for name, case in CASES.items() if not case.fixed_batch]
 
 
 @pytest.mark.tensorflow_only
-def test_batch_and_time_may_be_unknown():
+@pytest.mark.parametrize(
+    "names",
+    [[name for name in JOINT if CASES[name].own_graph], pytest.param(JOINT, marks=pytest.mark.slow)],
+    ids=["each-way", "all"],
+)
+def test_batch_and_time_may_be_unknown(names):
     import tensorflow as tf
 
-    model = contract.joint_model(JOINT)
+    model = contract.joint_model(names)
     signature = [tf.TensorSpec([None, None, D]), tf.TensorSpec([None, None], "bool")]
     graph = tf.function(lambda sequence, mask: model([sequence, mask]), input_signature=signature)
     for batch, time in [(3, 4), (1, 1), (40, 2)]:

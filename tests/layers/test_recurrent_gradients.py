@@ -126,7 +126,8 @@ def test_second_derivatives_of_the_closed_form_are_those_of_the_equations(rng, p
 
     wanted = second_derivatives(recurrence.differentiable)
     assert all(np.abs(each).max() > 1e-3 for each in wanted if each.shape[0])
-    for mode in (lambda function: function, in_graph):
+    # In a graph the loops are programs of their own; one that has everything is enough for that.
+    for mode in (lambda function: function, in_graph) if case == "lstm_full" else (lambda function: function,):
         actual = mode(lambda: second_derivatives(Recurrence(layer.cell, False, True).closed_form))()
         for ours, theirs in zip(actual, wanted, strict=True):
             np.testing.assert_allclose(ours, theirs, atol=1e-10)
