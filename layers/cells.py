@@ -92,6 +92,11 @@ class RecurrentCell(keras.layers.Layer):
         return not self.layer_norm
 
     @property
+    def cudnn_mode(self) -> str | None:
+        """cuDNN's name of a network that computes the same, or None."""
+        return None
+
+    @property
     def state_size(self) -> list[int]:
         """Width of every state."""
         return [self.units] * self.state_count
@@ -230,6 +235,9 @@ class RecurrentCell(keras.layers.Layer):
             return product(0, recurrent_input, projected)
         return projected + normalized(product(0, recurrent_input)) * vectors[0]
 
+    def _is_plain(self) -> bool:
+        return self.use_bias and not self.layer_norm and not any(self.zoneout)
+
     def _bias_shape(self) -> tuple[int, ...]:
         return (self.gate_count * self.units,)
 
@@ -269,6 +277,10 @@ class GatedCell(RecurrentCell):
             "longest_lag": self.longest_lag,
         }
 
+    def _is_plain(self) -> bool:
+        gates = (self.activation, self.recurrent_activation)
+        return super()._is_plain() and gates == (keras.activations.tanh, keras.activations.sigmoid)
+
     def _keeping_bias(self, dtype: Any) -> Tensor:
         """Returns biases with which a unit forgets a part 1 / lag of its state in every step, lag uniform."""
         longest = 2.0 if self.longest_lag is None else self.longest_lag - 1.0
@@ -307,6 +319,12 @@ class ElmanCell(RecurrentCell):
     """
 
     gate_count = 1
+
+    @property
+    def cudnn_mode(self) -> str | None:
+        """cuDNN's name of a network that computes the same, or None."""
+        modes = {keras.activations.tanh: "rnn_tanh", keras.activations.relu: "rnn_relu"}
+        return modes.get(self.activation) if self._is_plain() else None
 
     def step(
         self, states: Tensors, recurrent_input: Tensor, projected: Tensor, product: Product, vectors: Tensors
@@ -366,6 +384,11 @@ class LSTMCell(GatedCell):
         super().__init__(units, **kwargs)
         self.forget_bias = forget_bias
         self.peepholes = peepholes
+
+    @property
+    def cudnn_mode(self) -> str | None:
+        """cuDNN's name of a network that computes the same, or None."""
+        return "lstm" if self._is_plain() and not self.peepholes else None
 
     def build(self, inputs_shape: Shape, states_shape: Any = None) -> None:
         """Creates the weights for inputs of shape `(..., features)`."""
@@ -472,6 +495,11 @@ class GRUCell(GatedCell):
             raise ValueError(f"update_gate must be 'keep' or 'take', got {update_gate!r}.")
         self.reset_after = reset_after
         self.update_gate = update_gate
+
+    @property
+    def cudnn_mode(self) -> str | None:
+        """cuDNN's name of a network that computes the same, or None."""
+        return "gru" if self._is_plain() and self.reset_after and self.update_gate == "keep" else None
 
     def _matrices(self) -> Tensors:
         (kernel,) = super()._matrices()

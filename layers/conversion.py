@@ -20,10 +20,11 @@ _GATE_COUNTS = {Elman: 1, LSTM: 4, GRU: 3}
 _WEIGHTS = ("kernel", "recurrent_kernel", "bias")
 _GENERAL = {"name", "trainable", "dtype", "activity_regularizer"}
 _INITIAL_BIAS = {"unit_forget_bias", "forget_bias", "longest_lag"}  # of no account once a layer is built
-_KERAS_ONLY = {"unroll", "zero_output_for_mask"}  # how Keras computes, and what it puts out at masked steps
+_HOW_COMPUTED = {"unroll", "use_cudnn"}
 _NOT_IN_TORCH_WEIGHTS = {
     *_GENERAL,
     *_INITIAL_BIAS,
+    *_HOW_COMPUTED,
     *(f"{weight}_initializer" for weight in ("kernel", "recurrent", "bias")),
     *(f"{weight}_regularizer" for weight in ("kernel", "recurrent", "bias")),
     *(f"{weight}_constraint" for weight in ("kernel", "recurrent", "bias")),
@@ -35,9 +36,9 @@ _CHECKED_FOR_TORCH = {"activation", "recurrent_activation", "go_backwards", "res
 def from_keras(layer: Layer) -> Layer:
     """Returns the layer of this package that computes what a recurrent layer of Keras computes.
 
-    Options are kept, and the weights, where the layer has some. Two things have no counterpart and are left behind:
-    `unroll`, which changes no value, and what Keras puts out at masked steps; the layers here put out zero. The states
-    that a stateful layer holds stay with it.
+    Options are kept, and the weights, where the layer has some. Left behind are `unroll` and `use_cudnn`, which change
+    no value, and what Keras puts out at masked steps; the layers here put out zero. The states that a stateful layer
+    holds stay with it.
 
     Args:
         layer: A `keras.layers.SimpleRNN`, `LSTM`, `GRU`, or a `Bidirectional` over one of them. It is left as it is.
@@ -68,9 +69,9 @@ def from_keras(layer: Layer) -> Layer:
 def to_keras(layer: Layer) -> Layer:
     """Returns the layer of Keras that computes what a recurrent layer of this package computes.
 
-    Options are kept, and the weights, where the layer has some. A GRU whose update gate is the share of the candidate
-    gets the update gate's weights negated, which makes it the share of the old state, as Keras has it. The states that
-    a stateful layer holds stay with it.
+    Options are kept, except `use_cudnn`, and the weights, where the layer has some. A GRU whose update gate is the
+    share of the candidate gets the update gate's weights negated, which makes it the share of the old state, as Keras
+    has it. The states that a stateful layer holds stay with it.
 
     Args:
         layer: An `Elman`, `LSTM`, `GRU` or `Bidirectional`. It is left as it is. The layers of a `Stacked` are
@@ -187,7 +188,9 @@ def _from_keras(layer: Layer) -> Layer:
             "counterpart here."
         )
     known = {*_defaults(ours), *_GENERAL}
-    _refuse_unknown_options(layer, known | _INITIAL_BIAS | _KERAS_ONLY, f"layers.{ours.__name__}")
+    _refuse_unknown_options(
+        layer, known | _INITIAL_BIAS | _HOW_COMPUTED | {"zero_output_for_mask"}, f"layers.{ours.__name__}"
+    )
     config = layer.get_config()
     options = {option: value for option, value in config.items() if option in known}
     options["seed"] = layer.cell.seed  # missing in the configuration of SimpleRNN
@@ -204,7 +207,7 @@ def _to_keras(layer: Layer, **changes: Any) -> Layer:
         raise ValueError(f"{layer!r} is no Elman, LSTM, GRU or Bidirectional, and has no counterpart in Keras{advice}.")
     known = {*_defaults(theirs), *_GENERAL, "seed"}
     initial = _INITIAL_BIAS if layer.built else {"forget_bias"}
-    _refuse_unknown_options(layer, known | initial | {"update_gate"}, "Keras")
+    _refuse_unknown_options(layer, known | initial | _HOW_COMPUTED | {"update_gate"}, "Keras")
     config = layer.get_config()
     options = {option: value for option, value in config.items() if option in known}
     if "forget_bias" in config:

@@ -13,8 +13,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from layers import cudnn
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell, RecurrentCell
-from layers.kernels import batch_parts, padded_length
+from layers.kernels import batch_parts, cudnn_excludes_jit, has_cudnn, padded_length
 from layers.recurrence import Batch, Recurrence, Tensor, Tensors
 
 Shape = tuple[int | None, ...]
@@ -41,6 +42,9 @@ class Recurrent(keras.layers.Layer):
             application of dropout in recurrent neural networks"); what is kept is scaled by
             `1 / (1 - recurrent_dropout)`.
         learned_initial_state: Whether the states before the first step are weights, zero at first.
+        use_cudnn: Whether to use cuDNN where there is an NVIDIA GPU and cuDNN knows the configuration: a bias, the
+            usual activations, dropout on the input only, `reset_after`; no layer norm, peepholes or zoneout. On
+            TensorFlow such a layer takes no part in `jit_compile`. cuDNN has no second derivatives.
         seed: Seed of the dropout masks and of whatever the cell draws.
         **kwargs: The arguments of the cell, and `name`, `dtype`, `trainable` and `activity_regularizer` as for every
             Keras layer.
@@ -58,6 +62,7 @@ class Recurrent(keras.layers.Layer):
         dropout: float = 0.0,
         recurrent_dropout: float = 0.0,
         learned_initial_state: bool = False,
+        use_cudnn: bool = True,
         seed: int | None = None,
         **kwargs: Any,
     ):
@@ -77,8 +82,10 @@ class Recurrent(keras.layers.Layer):
         self.dropout = dropout
         self.recurrent_dropout = recurrent_dropout
         self.learned_initial_state = learned_initial_state
+        self.use_cudnn = use_cudnn
         self.seed = seed
         self.supports_masking = True
+        self.supports_jit = not (self._cudnn_mode and cudnn_excludes_jit())
         if dropout or recurrent_dropout:
             self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -138,15 +145,19 @@ class Recurrent(keras.layers.Layer):
         mask = sequence_mask if mask is None else mask
         sequence = ops.cast(sequence, self.compute_dtype)
         steps, batch = ops.shape(sequence)[1], self._batch(sequence, initial_state, mask, training)
-        length = padded_length(steps, bool(training))
-        recurrence = Recurrence(
-            self.cell, self.go_backwards, self.return_sequences, steps=None if length is None else steps
-        )
-        run, weights = recurrence.closed_form if training else recurrence.differentiable, self.cell.tensors()
-        parts = [run(part, weights) for part in _parts(self._padded(batch, length), bool(training))]
-        output, *final_states = (_joined(tensors) for tensors in zip(*parts, strict=True))
-        if length is not None and self.return_sequences:
-            output = output[:, :steps]
+
+        def looped() -> Tensors:
+            return self._looped(batch, steps, bool(training))
+
+        if (
+            self._cudnn_mode
+            and batch.recurrent_factors is None
+            and has_cudnn(self._cudnn_mode, self.compute_dtype, bool(training))
+        ):
+            options = (self.go_backwards, self.return_sequences)
+            output, *final_states = cudnn.run(self.cell, self._cudnn_mode, batch, *options, otherwise=looped)
+        else:
+            output, *final_states = looped()
         if self.stateful:
             for kept, state in zip(self.kept_states, final_states, strict=True):
                 kept.assign(ops.cast(state, kept.dtype))
@@ -207,8 +218,25 @@ class Recurrent(keras.layers.Layer):
             "dropout": self.dropout,
             "recurrent_dropout": self.recurrent_dropout,
             "learned_initial_state": self.learned_initial_state,
+            "use_cudnn": self.use_cudnn,
             "seed": self.seed,
         }
+
+    @property
+    def _cudnn_mode(self) -> str | None:
+        return self.cell.cudnn_mode if self.use_cudnn else None
+
+    def _looped(self, batch: Batch, steps: Any, training: bool) -> Tensors:
+        length = padded_length(steps, training)
+        recurrence = Recurrence(
+            self.cell, self.go_backwards, self.return_sequences, steps=None if length is None else steps
+        )
+        run, weights = recurrence.closed_form if training else recurrence.differentiable, self.cell.tensors()
+        parts = [run(part, weights) for part in _parts(self._padded(batch, length), training)]
+        output, *final_states = (_joined(tensors) for tensors in zip(*parts, strict=True))
+        if length is not None and self.return_sequences:
+            output = output[:, :steps]
+        return (output, *final_states)
 
     def _batch(self, sequence: Tensor, initial_state: Any, mask: Tensor | None, training: bool | None) -> Batch:
         batch_size, steps = ops.shape(sequence)[0], ops.shape(sequence)[1]

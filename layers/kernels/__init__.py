@@ -13,5 +13,17 @@ _kernels = import_module(f"{__name__}.{keras.backend.backend()}")
 batch_parts, compiled, padded_length = _kernels.batch_parts, _kernels.compiled, _kernels.padded_length
 projects_in_loop, scan = _kernels.projects_in_loop, _kernels.scan
 pulled_back, tanh = _kernels.pulled_back, _kernels.tanh
+cudnn, cudnn_excludes_jit, has_cudnn = _kernels.cudnn, _kernels.cudnn_excludes_jit, _kernels.has_cudnn
 
-__all__ = ["batch_parts", "compiled", "padded_length", "projects_in_loop", "pulled_back", "scan", "tanh"]
+__all__ = [
+    "batch_parts",
+    "compiled",
+    "cudnn",
+    "cudnn_excludes_jit",
+    "has_cudnn",
+    "padded_length",
+    "projects_in_loop",
+    "pulled_back",
+    "scan",
+    "tanh",
+]

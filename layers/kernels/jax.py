@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import rnn
 
 Tensors = tuple[jax.Array, ...]
 
@@ -64,3 +65,25 @@ def pulled_back(
     """Returns the gradients of a function by its arguments, and the second of its two results."""
     _, pull_back, others = jax.vjp(function, *arguments, has_aux=True)
     return pull_back(tuple(upstream)), others
+
+
+def has_cudnn(mode: str, dtype: str, training: bool) -> bool:
+    """Returns whether cuDNN runs a network here: on JAX, an LSTM in float32."""
+    del training
+    return mode == "lstm" and dtype == "float32" and jax.default_backend() == "gpu"
+
+
+def cudnn_excludes_jit() -> bool:
+    """Returns false: JAX calls cuDNN from its programs."""
+    return False
+
+
+def cudnn(
+    mode: str, sequence: jax.Array, states: Tensors, parameters: jax.Array, lengths: jax.Array
+) -> tuple[jax.Array, Tensors]:
+    """Runs cuDNN's LSTM."""
+    del mode
+    sizes = {"input_size": sequence.shape[-1], "hidden_size": states[0].shape[-1], "num_layers": 1}
+    first_states = [state[None] for state in states]
+    output, *last_states = rnn.lstm(sequence, *first_states, parameters, lengths, *sizes.values(), 0.0, False)
+    return output, tuple(state[0] for state in last_states)

@@ -94,8 +94,7 @@ def projects_in_loop() -> bool:
     One product for all steps is the faster one, but its result is large and new memory. In an XLA program on a CPU,
     writing and reading that costs more than the better product gains, except for single examples of many features.
     """
-    in_program = control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph())
-    return not tf.executing_eagerly() and in_program and not tf.config.list_physical_devices("GPU")
+    return not tf.executing_eagerly() and _is_in_program() and not tf.config.list_physical_devices("GPU")
 
 
 def batch_parts(batch_size: Any, training: bool) -> list[Any]:
@@ -142,13 +141,59 @@ def pulled_back(
     return gradients, others
 
 
+def has_cudnn(mode: str, dtype: str, training: bool) -> bool:
+    """Returns whether cuDNN runs a network here: on an NVIDIA GPU, outside XLA programs and graphs to be exported."""
+    del mode
+    if not cudnn_excludes_jit() or dtype not in ("float16", "float32", "float64"):
+        return False
+    if tf.executing_eagerly():
+        return True
+    return not _is_in_program() and (training or _is_in_loop_of_keras())
+
+
+def cudnn_excludes_jit() -> bool:
+    """Returns whether there is cuDNN, as there is no way to it from XLA programs."""
+    return bool(tf.sysconfig.get_build_info()["is_cuda_build"] and tf.config.list_physical_devices("GPU"))
+
+
+def cudnn(
+    mode: str, sequence: tf.Tensor, states: Tensors, parameters: tf.Tensor, lengths: tf.Tensor
+) -> tuple[tf.Tensor, Tensors]:
+    """Runs one of cuDNN's networks.
+
+    Args:
+        mode: `"lstm"`, `"gru"`, `"rnn_tanh"` or `"rnn_relu"`.
+        sequence: `(batch, time, features)`.
+        states: The states before the first step, `(batch, units)` each, the hidden state first.
+        parameters: The weights in cuDNN's order, in one row.
+        lengths: `(batch,)`, the number of steps to run; at least one.
+
+    Returns:
+        The hidden states of all steps, `(batch, time, units)`, zero beyond the length, and the last states.
+    """
+    layers_of_states = [tf.expand_dims(state, 1) for state in states]
+    output, hidden_state, cell_state, _, _ = tf.raw_ops.CudnnRNNV3(
+        input=sequence,
+        input_h=layers_of_states[0],
+        input_c=layers_of_states[-1] if mode == "lstm" else 0,
+        params=parameters,
+        sequence_lengths=lengths,
+        rnn_mode=mode,
+        is_training=True,  # otherwise there is no gradient
+        time_major=False,
+    )
+    return output, tuple(tf.squeeze(state, 1) for state in (hidden_state, cell_state)[: len(states)])
+
+
 def _is_compiled(training: bool) -> bool:
     # Within a program others would be compiled in vain, and strategies copy graphs to places.
     if tf.executing_eagerly() or tf.distribute.has_strategy():
         return False
-    if control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()):
-        return False
-    return training or _is_in_loop_of_keras()
+    return not _is_in_program() and (training or _is_in_loop_of_keras())
+
+
+def _is_in_program() -> bool:
+    return bool(control_flow_util.GraphOrParentsInXlaContext(tf.compat.v1.get_default_graph()))
 
 
 def _is_in_loop_of_keras() -> bool:

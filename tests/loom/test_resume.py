@@ -44,7 +44,12 @@ def train_and_kill(folder: Path, arguments: list[str], after_epoch: bool, second
 
 
 @pytest.mark.parametrize(
-    ("kills", "length", "jit"), [(3, LONG, "on"), pytest.param(20, LONGER, "off", marks=pytest.mark.slow)]
+    ("kills", "length", "jit"),
+    [
+        (2, LONG, "off"),
+        pytest.param(3, LONG, "on", marks=pytest.mark.slow),
+        pytest.param(20, LONGER, "off", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_ends_with_the_weights_of_one_never_killed(
     tmp_path: Path, kills: int, length: tuple[str, ...], jit: str
