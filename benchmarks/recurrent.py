@@ -8,8 +8,8 @@ is `predict_step` of a model of one layer. Short steps are repeated in a loop in
 `jit_compile` on or off, whichever was faster in a first round. Then they run in turn, and medians are compared: a ratio
 above 1 means that ours is faster. The options stand beside what Keras has for them; where it has nothing, beside
 `keras.layers.RNN` over a cell of the same mathematics. The floor is the time of the matrix products alone, at the rate
-of one large product. Peak memory is that of a fresh process above its memory after a step of two examples, so that
-what compilers take once is not in it (Linux only). `--torch` adds PyTorch, where it is installed, in a process of its
+of one large product. Peak memory is that of a fresh process above its memory after a step of two examples, in the first
+step, which compiles, and in later ones (Linux only). `--torch` adds PyTorch, where it is installed, in a process of its
 own.
 """
 
@@ -66,6 +66,8 @@ GRID = [
 ]
 QUICK = [Size(1, 20, 32, 64), Size(64, 100, 32, 64)]
 OPTION_SIZES = [Size(b, t, *w) for b, t, w in itertools.product((8, 32, 128), (100,), ((64, 128),))]
+# Freed memory goes back to the system at once, so that a process is as large as what it uses.
+RETURN_MEMORY = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), "65536") | {"MALLOC_ARENA_MAX": "1"}
 MEMORY_SIZES = [Size(64, 100, 64, 128), Size(128, 200, 256, 256)]
 
 Make = Callable[[int], keras.layers.Layer]
@@ -129,7 +131,7 @@ def main() -> None:
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        print(_peak_of_this_process(*options.memory_of))
+        print(_peaks_of_this_process(*options.memory_of))
         return
     if options.torch:
         _add_torch(options.json)
@@ -326,24 +328,38 @@ def _memory(name: str, size: Size) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": name, "case": str(size)}
     for side in ("ours", "baseline"):
         command = [sys.executable, __file__, "--memory-of", f"{side}:{name}", json.dumps(size)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        row[f"{side}_mb"] = min(float(value) for value in output.split())
-    print(f"| peak memory, MB: {name} {size} | {row['ours_mb']:.0f} | {row['baseline_mb']:.0f} | | | | |", flush=True)
+        tries = [
+            json.loads(subprocess.run(command, env=os.environ | RETURN_MEMORY, capture_output=True, check=True).stdout)
+            for _ in range(3)
+        ]
+        for which in tries[0]:
+            row[f"{side}_{which}"] = statistics.median(each[which] for each in tries)
+    print(memory_line(row), flush=True)
     return row
 
 
-def _peak_of_this_process(what: str, size_text: str) -> str:
-    """Returns the peak memory of training steps, in MB above what the process had before, without jit."""
+def memory_line(row: dict[str, Any]) -> str:
+    """A row of the table of memory."""
+    values = [row[f"{side}_{which}"] for which in ("mb", "first_mb") for side in ("ours", "baseline")]
+    return f"| {row['layer']} {row['case']} | {' | '.join(f'{value:.0f}' for value in values)} |"
+
+
+def _peaks_of_this_process(what: str, size_text: str) -> str:
+    """Returns peaks of memory of training steps without jit, in MB above what a step of two examples left behind."""
     side, name = what.split(":")
     size = Size(*json.loads(size_text))
     make = getattr(LAYERS[name], side)
-    _training_step(make, size, *_arrays(size._replace(batch=2)), jit=False)(1)  # what compilers need once
-    step = _training_step(make, size, *_arrays(size), jit=False)
-    _product_rate()
-    Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak starts here
+    _training_step(make, size, *_arrays(size._replace(batch=2)), jit=False)(1)  # what TensorFlow needs once
+    arrays = _arrays(size)
     before = _memory_of_this_process("VmRSS")
-    step(3)
-    return str(_memory_of_this_process("VmHWM") - before)
+    step = _training_step(make, size, *arrays, jit=False)
+    peaks = {}
+    for which, count in (("first_mb", 1), ("mb", 3)):
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak starts here
+        for _ in range(count):
+            step(1)
+        peaks[which] = _memory_of_this_process("VmHWM") - before
+    return json.dumps(peaks)
 
 
 def _memory_of_this_process(which: str) -> float:
