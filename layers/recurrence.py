@@ -16,6 +16,7 @@ backend. A step that the mask leaves out hands the state on unchanged and puts o
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
 from keras import ops
@@ -100,29 +101,62 @@ class Batch(NamedTuple):
     recurrent_factors: Tensor | None = None
     zoned_out: Tensors = ()
 
+    def cut(self, part: "Span", place: "Span", states: Tensors | None = None) -> "Batch":
+        """Returns some steps of some of the examples, which may start from other states."""
+
+        def cut(tensor: Tensor | None, *spans: Span) -> Tensor | None:
+            return None if tensor is None else _cut(tensor, *spans)
+
+        return Batch(
+            _cut(self.sequence, part, place),
+            tuple(_cut(each, part) for each in self.initial_states) if states is None else states,
+            cut(self.mask, part, place),
+            cut(self.input_factors, part),
+            cut(self.recurrent_factors, part),
+            tuple(_cut(each, part, place) for each in self.zoned_out),
+        )
+
+
+Span = slice
+"""Entries of an axis, `ALL` of them or some that follow each other."""
+
+ALL = slice(None)
+
 
 class Recurrence:
-    """Runs a cell over the sequences of a batch; one instance serves all parts of a batch.
+    """Runs a cell over the sequences of a batch.
 
     Args:
         cell: The cell.
         go_backwards: Whether to read from the end.
         return_sequences: Whether the hidden states of all steps are wanted, or only the last ones.
+        parts: Sizes of the parts of the batch, whose loops run side by side.
+        chunks: Numbers of steps of the loops that, with a gradient in closed form, follow each other.
         steps: How many steps to run, where the sequences are padded beyond that, or None.
     """
 
-    def __init__(self, cell: Cell, go_backwards: bool, return_sequences: bool, steps: Tensor | None = None):
+    def __init__(
+        self,
+        cell: Cell,
+        go_backwards: bool,
+        return_sequences: bool,
+        parts: Sequence[Any] = (None,),
+        chunks: Sequence[int | None] = (None,),
+        steps: Tensor | None = None,
+    ):
         self.cell = cell
         self.go_backwards = go_backwards
         self.return_sequences = return_sequences
         self.steps = steps
+        self._parts = _spans(parts)
+        self._chunks = _spans(chunks)
         self._plain = compiled(self._plain_loop, training=False)
         self._forward = compiled(self._forward_loop, training=True)
         self._backward = compiled(self._backward_loop, training=True)
 
     def differentiable(self, batch: Batch, weights: Weights) -> Tensors:
         """Returns the output and the final states."""
-        return self._plain(batch, weights, self.steps)
+        return _joined([self._plain(batch.cut(part, ALL), weights, self.steps) for part in self._parts])
 
     def closed_form(self, batch: Batch, weights: Weights) -> Tensors:
         """Returns the same, with the gradient in closed form."""
@@ -134,7 +168,7 @@ class Recurrence:
             return batch._replace(sequence=sequence, initial_states=initial_states), Weights(*parts)
 
         def plain(tensors: Tensors) -> tuple[Tensors, Tensors]:
-            return self._plain(*filled(tensors), self.steps), ()
+            return self.differentiable(*filled(tensors)), ()
 
         def plain_gradients(tensors: Tensors, upstream: Tensors) -> tuple[Tensors, Tensors]:
             (gradients,), _ = pulled_back(plain, (tensors,), upstream)
@@ -142,22 +176,66 @@ class Recurrence:
 
         @ops.custom_gradient
         def recurrence(*tensors: Tensor) -> tuple[Tensors, Any]:
-            results, saved = self._forward(*filled(tensors), self.steps)
+            of_parts = [self._run_forward(*filled(tensors), part) for part in self._parts]
+            results, saved = zip(*of_parts, strict=True)
 
             @ops.custom_gradient
             def gradients(*arguments: Tensor) -> tuple[Tensors, Any]:
-                tensors, upstream = _grouped(arguments, [sum(sizes), len(results)])
+                tensors, upstream = _grouped(arguments, [sum(sizes), len(results[0])])
 
                 def second_gradients(*upstream_of_gradients: Any) -> Tensors:
                     by_arguments, _ = pulled_back(plain_gradients, (tensors, upstream), _one(upstream_of_gradients))
                     return tuple(each for group in by_arguments for each in group)
 
-                return self._backward(*filled(tensors), saved, upstream, self.steps), second_gradients
+                of_parts = [
+                    self._run_backward(*filled(tensors), each, upstream, part)
+                    for each, part in zip(saved, self._parts, strict=True)
+                ]
+                of_examples, of_weights = zip(*of_parts, strict=True)
+                return (*_joined(of_examples), *_summed(of_weights)), second_gradients
 
-            return results, lambda *upstream: tuple(gradients(*tensors, *_one(upstream)))
+            return _joined(results), lambda *upstream: tuple(gradients(*tensors, *_one(upstream)))
 
         tensors = recurrence(batch.sequence, *batch.initial_states, *(each for part in weights for each in part))
         return tuple(tensors)
+
+    def _run_forward(self, batch: Batch, weights: Weights, part: Span) -> tuple[Tensors, Sequence["_Saved"]]:
+        """Returns the results for a part of the batch, and what the chunks of time saved."""
+        of_chunks: list[tuple[Tensors, _Saved]] = []
+        for _, place in self._places():
+            states = of_chunks[-1][0][1:] if of_chunks else None
+            of_chunks.append(self._forward(batch.cut(part, place, states), weights, self.steps))
+        results, saved = zip(*of_chunks, strict=True)
+        output, *states = results[-1]
+        if self.return_sequences:
+            output = _side_by_side([each[0] for each in results], axis=1)
+        return (output, *states), saved
+
+    def _run_backward(
+        self, batch: Batch, weights: Weights, saved: Sequence["_Saved"], upstream: Tensors, part: Span
+    ) -> tuple[Tensors, Tensors]:
+        """Returns the gradients by the examples of a part of the batch, and by the weights."""
+        output_gradient, state_gradients = upstream[0], tuple(_cut(each, part) for each in upstream[1:])
+        if not self.return_sequences:
+            state_gradients = (state_gradients[0] + _cut(output_gradient, part), *state_gradients[1:])
+        sequence_gradients, of_weights = [], []
+        for (chunk, place), of_chunk in reversed(list(zip(self._places(), saved, strict=True))):
+            output_gradients = (_cut(output_gradient, part, chunk),) if self.return_sequences else ()
+            gradients = self._backward(
+                batch.cut(part, place), weights, of_chunk, output_gradients, state_gradients, self.steps
+            )
+            (sequence_gradient,), state_gradients, weight_gradients = _grouped(
+                gradients, [1, len(state_gradients), sum(map(len, weights))]
+            )
+            sequence_gradients.append(sequence_gradient)
+            of_weights.append(weight_gradients)
+        if not self.go_backwards:
+            sequence_gradients.reverse()
+        return (_side_by_side(sequence_gradients, axis=1), *state_gradients), _summed(of_weights)
+
+    def _places(self) -> list[tuple[Span, Span]]:
+        """Returns the chunks of time in the order of reading, and for each where it stands in the sequence."""
+        return list(zip(self._chunks, self._chunks[::-1] if self.go_backwards else self._chunks, strict=True))
 
     def _plain_loop(self, batch: Batch, weights: Weights, steps: Tensor | None) -> Tensors:
         def product(index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -199,18 +277,20 @@ class Recurrence:
         return (output, *final_states), _Saved(histories, saved[:count], saved[count:])
 
     def _backward_loop(
-        self, batch: Batch, weights: Weights, saved: "_Saved", upstream: Tensors, steps: Tensor | None
+        self,
+        batch: Batch,
+        weights: Weights,
+        saved: "_Saved",
+        output_gradients: Tensors,
+        state_gradients: Tensors,
+        steps: Tensor | None,
     ) -> Tensors:
-        cell, additive = self.cell, self.cell.additive
+        cell, additive, state_count = self.cell, self.cell.additive, len(state_gradients)
         transposed = [ops.transpose(matrix) for matrix in weights.matrices]
-        output_gradient, *state_gradients = upstream
-        output_gradients: Tensors = ()
-        if self.return_sequences:
-            output_gradients = (_time_and_batch_swapped(_where_valid(self._valid(batch), output_gradient)),)
-        else:
-            state_gradients = [state_gradients[0] + output_gradient, *state_gradients[1:]]
+        output_gradients = tuple(
+            _time_and_batch_swapped(_where_valid(self._valid(batch), each)) for each in output_gradients
+        )
         sequences = [saved.products, saved.histories, self._constraints(batch), output_gradients, saved.projected]
-        state_count = len(state_gradients)
 
         def step(carry: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
             products, states, constraints, output_gradients, projected = _grouped(slices, map(len, sequences))
@@ -348,6 +428,29 @@ def _remembered(value: Tensor, transposed_matrix: Tensor, factor: Tensor, plus: 
 def _one(upstream: tuple[Any, ...]) -> Tensors:
     """Returns the gradients of several results: TensorFlow passes one argument for each, JAX one tuple of them."""
     return tuple(upstream[0]) if isinstance(upstream[0], (tuple, list)) else upstream
+
+
+def _spans(sizes: Sequence[Any]) -> list[Span]:
+    if len(sizes) == 1:
+        return [ALL]
+    ends = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
+    return [slice(start, end) for start, end in pairwise(ends)]
+
+
+def _cut(tensor: Tensor, *spans: Span) -> Tensor:
+    return tensor if all(span == ALL for span in spans) else tensor[spans]
+
+
+def _side_by_side(tensors: Sequence[Tensor], axis: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else ops.concatenate(tensors, axis=axis)
+
+
+def _joined(of_parts: Sequence[Tensors]) -> Tensors:
+    return tuple(_side_by_side(each, axis=0) for each in zip(*of_parts, strict=True))
+
+
+def _summed(of_parts: Sequence[Tensors]) -> Tensors:
+    return tuple(sum(each[1:], start=each[0]) for each in zip(*of_parts, strict=True))
 
 
 def _grouped(tensors: Tensors, sizes: Iterable[int]) -> list[Tensors]:

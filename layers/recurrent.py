@@ -7,7 +7,6 @@ time steps are one matrix product before the time loop, and in training the grad
 """
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any
 
 import keras
@@ -15,7 +14,7 @@ from keras import ops
 
 from layers import cudnn
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell, RecurrentCell
-from layers.kernels import batch_parts, cudnn_excludes_jit, has_cudnn, padded_length
+from layers.kernels import batch_parts, cudnn_excludes_jit, has_cudnn, padded_length, time_chunks
 from layers.recurrence import Batch, Recurrence, Tensor, Tensors
 
 Shape = tuple[int | None, ...]
@@ -229,11 +228,15 @@ class Recurrent(keras.layers.Layer):
     def _looped(self, batch: Batch, steps: Any, training: bool) -> Tensors:
         length = padded_length(steps, training)
         recurrence = Recurrence(
-            self.cell, self.go_backwards, self.return_sequences, steps=None if length is None else steps
+            self.cell,
+            self.go_backwards,
+            self.return_sequences,
+            batch_parts(ops.shape(batch.sequence)[0], training),
+            time_chunks(steps, self.units, training),
+            steps=None if length is None else steps,
         )
-        run, weights = recurrence.closed_form if training else recurrence.differentiable, self.cell.tensors()
-        parts = [run(part, weights) for part in _parts(self._padded(batch, length), training)]
-        output, *final_states = (_joined(tensors) for tensors in zip(*parts, strict=True))
+        run = recurrence.closed_form if training else recurrence.differentiable
+        output, *final_states = run(self._padded(batch, length), self.cell.tensors())
         if length is not None and self.return_sequences:
             output = output[:, :steps]
         return (output, *final_states)
@@ -294,32 +297,6 @@ class Recurrent(keras.layers.Layer):
         if not rate:
             return None
         return keras.random.dropout(ops.ones(shape, dtype=self.compute_dtype), rate, seed=self.seed_generator)
-
-
-def _parts(batch: Batch, training: bool) -> list[Batch]:
-    sizes = batch_parts(ops.shape(batch.sequence)[0], training)
-    if len(sizes) == 1:
-        return [batch]
-    ends = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
-    return [_part(batch, slice(start, end)) for start, end in pairwise(ends)]
-
-
-def _part(batch: Batch, examples: slice) -> Batch:
-    def cut(tensor: Tensor | None) -> Tensor | None:
-        return None if tensor is None else tensor[examples]
-
-    return Batch(
-        cut(batch.sequence),
-        tuple(map(cut, batch.initial_states)),
-        cut(batch.mask),
-        cut(batch.input_factors),
-        cut(batch.recurrent_factors),
-        tuple(map(cut, batch.zoned_out)),
-    )
-
-
-def _joined(tensors: Sequence[Tensor]) -> Tensor:
-    return tensors[0] if len(tensors) == 1 else ops.concatenate(tensors, axis=0)
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")

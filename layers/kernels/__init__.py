@@ -12,7 +12,7 @@ if keras.backend.backend() not in SUPPORTED_BACKENDS:
 _kernels = import_module(f"{__name__}.{keras.backend.backend()}")
 batch_parts, compiled, padded_length = _kernels.batch_parts, _kernels.compiled, _kernels.padded_length
 projects_in_loop, scan = _kernels.projects_in_loop, _kernels.scan
-pulled_back, tanh = _kernels.pulled_back, _kernels.tanh
+pulled_back, tanh, time_chunks = _kernels.pulled_back, _kernels.tanh, _kernels.time_chunks
 cudnn, cudnn_excludes_jit, has_cudnn = _kernels.cudnn, _kernels.cudnn_excludes_jit, _kernels.has_cudnn
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "pulled_back",
     "scan",
     "tanh",
+    "time_chunks",
 ]

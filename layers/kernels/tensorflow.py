@@ -20,6 +20,9 @@ Tensors = tuple[tf.Tensor, ...]
 MINIMUM_PART = 16
 """Fewest examples worth a loop of their own: below, reading the weights in every step costs more than a core gains."""
 
+LONG = 2**15
+"""Fewest steps times units worth several loops: below, starting a program costs more than its memory is worth."""
+
 tanh = tf.tanh
 
 
@@ -94,12 +97,12 @@ def projects_in_loop() -> bool:
     One product for all steps is the faster one, but its result is large and new memory. In an XLA program on a CPU,
     writing and reading that costs more than the better product gains, except for single examples of many features.
     """
-    return not tf.executing_eagerly() and _is_in_program() and not tf.config.list_physical_devices("GPU")
+    return not tf.executing_eagerly() and _is_in_program() and not _has_gpu()
 
 
 def batch_parts(batch_size: Any, training: bool) -> list[Any]:
     """Returns the sizes of the parts of a batch whose loops run at the same time, one per core; some may be zero."""
-    if not _is_compiled(training) or tf.config.list_physical_devices("GPU"):
+    if not _is_compiled(training) or _has_gpu():
         return [batch_size]
     count = tf.config.threading.get_inter_op_parallelism_threads() or len(os.sched_getaffinity(0))
     if isinstance(batch_size, int):
@@ -122,6 +125,18 @@ def padded_length(steps: Any, training: bool) -> Any:
     )
     grain = tf.maximum(8, tf.bitwise.left_shift(1, tf.maximum(octave, 3) - 3))
     return -(-steps // grain) * grain
+
+
+def time_chunks(steps: Any, units: int, training: bool) -> list[Any]:
+    """Returns the lengths of the chunks of time whose loops follow each other.
+
+    The way back needs as much memory as the way there has left behind; with chunks, only as much as one of them has,
+    and what a chunk has left behind is free when it is done. All have one length, and so are runs of one program.
+    """
+    if not isinstance(steps, int) or steps * units < LONG or not _is_compiled(training) or _has_gpu():
+        return [steps]
+    count = next((count for count in (8, 5, 3, 2) if steps % count == 0), 1)
+    return [steps // count] * count
 
 
 def pulled_back(
@@ -153,7 +168,7 @@ def has_cudnn(mode: str, dtype: str, training: bool) -> bool:
 
 def cudnn_excludes_jit() -> bool:
     """Returns whether there is cuDNN, as there is no way to it from XLA programs."""
-    return bool(tf.sysconfig.get_build_info()["is_cuda_build"] and tf.config.list_physical_devices("GPU"))
+    return bool(tf.sysconfig.get_build_info()["is_cuda_build"]) and _has_gpu()
 
 
 def cudnn(
@@ -190,6 +205,10 @@ def _is_compiled(training: bool) -> bool:
     if tf.executing_eagerly() or tf.distribute.has_strategy():
         return False
     return not _is_in_program() and (training or _is_in_loop_of_keras())
+
+
+def _has_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _is_in_program() -> bool:

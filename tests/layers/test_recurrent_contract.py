@@ -278,6 +278,26 @@ def test_training_in_a_plain_graph_of_unknown_sizes_equals_eager_mode(name):
         assert_close(graph(*graph_inputs(*shape)), run(*graph_inputs(*shape)), 1e-11)
 
 
+@pytest.mark.tensorflow_only
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if case.own_graph else pytest.mark.slow)
+        for name, case in CASES.items()
+        if not case.draws and not case.fixed_batch
+    ],
+)
+def test_training_in_chunks_of_time_equals_eager_mode(name, monkeypatch):
+    import tensorflow as tf
+
+    from layers.kernels import tensorflow as kernels
+
+    monkeypatch.setattr(kernels, "LONG", 1)
+    assert len(kernels.time_chunks(9, 4, training=True)) == 1, "in eager mode there is one chunk"
+    run, inputs = trained_step(CASES[name].built(name, dtype="float64")), graph_inputs(40, 9)
+    assert_close(tf.function(run)(*inputs), run(*inputs), 1e-11)
+
+
 def assert_jit_equals_eager_mode(names):
     import tensorflow as tf
 
