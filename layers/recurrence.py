@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
-from keras import ops
+from keras import ops, tree
 
 from layers.kernels import compiled, projects_in_loop, pulled_back, scan
 
@@ -178,6 +178,7 @@ class Recurrence:
         def recurrence(*tensors: Tensor) -> tuple[Tensors, Any]:
             of_parts = [self._run_forward(*filled(tensors), part) for part in self._parts]
             results, saved = zip(*of_parts, strict=True)
+            saved = tree.map_structure(ops.stop_gradient, saved)  # JAX wants to be told
 
             @ops.custom_gradient
             def gradients(*arguments: Tensor) -> tuple[Tensors, Any]:
