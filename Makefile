@@ -7,7 +7,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	&& echo $$python && break; done)
 BIN := $(VENV)/bin
 # Every process holds a TensorFlow of its own, up to 2 GB.
-PARALLEL := --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+PARALLEL := --numprocesses logical --maxprocesses 4
 
 .PHONY: install demo test check slow clean
 install: $(VENV)/installed
@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/loom train sentiment
 
 test: check
-	$(BIN)/pytest $(PARALLEL)
+	$(BIN)/pytest $(PARALLEL) --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .
@@ -32,7 +32,7 @@ check: install
 	$(BIN)/lint-imports
 
 slow: install
-	$(BIN)/pytest -m slow $(PARALLEL)
+	$(BIN)/pytest -m slow $(PARALLEL) --dist worksteal
 
 clean:
 	rm -rf $(VENV) *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
