@@ -137,6 +137,7 @@ LAYER_OPTIONS: dict[str, dict[str, Any]] = {
     "recurrent_dropout": {"recurrent_dropout": 0.3, "seed": 5},
     "learned_initial_state": {"learned_initial_state": True},
     "go_backwards": {"go_backwards": True},
+    "without_cudnn": {"use_cudnn": False},
     "stateful": {"stateful": True, "activity_regularizer": keras.regularizers.L2(0.01)},
 }
 _OWN_GRAPH = {
