@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from layers.kernels import tanh
-from layers.recurrence import Batch, Product, Tensor, Tensors, Weights, advance
+from layers.recurrence import Batch, Product, Tensor, Tensors, Weights, advance, entering
 
 Shape = tuple[int | None, ...]
 Activation = Callable[[Tensor], Tensor]
@@ -87,9 +87,9 @@ class RecurrentCell(keras.layers.Layer):
             self.seed_generator = keras.random.SeedGenerator(seed)
 
     @property
-    def additive(self) -> bool:
-        """Whether a step uses the projected input in its sum with the recurrent product only."""
-        return not self.layer_norm
+    def summed(self) -> tuple[int, ...]:
+        """For every recurrent product, how many columns of the projected input a step uses in a sum with it only."""
+        return (0 if self.layer_norm else self.gate_count * self.units,)
 
     @property
     def cudnn_mode(self) -> str | None:
@@ -153,11 +153,7 @@ class RecurrentCell(keras.layers.Layer):
         inputs, weights = ops.cast(inputs, self.compute_dtype), self.tensors()
         zoned_out = self.draw_zoneout(ops.shape(states[0])) if training else ()
 
-        def product(index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
-            result = ops.matmul(factor, weights.matrices[index])
-            return result if plus is None else plus + result
-
-        projected = self.project(inputs, weights.projection)
+        product, projected = entering(self, self.project(inputs, weights.projection), weights)
         new_states = advance(self, Batch(inputs, states), states, projected, product, weights.vectors, zoned_out)
         return new_states[0], list(new_states)
 
@@ -232,7 +228,7 @@ class RecurrentCell(keras.layers.Layer):
     def _sums(self, recurrent_input: Tensor, projected: Tensor, product: Product, vectors: Tensors) -> Tensor:
         """Returns input and recurrent product together, the latter normalized if told so."""
         if not self.layer_norm:
-            return product(0, recurrent_input, projected)
+            return product(0, recurrent_input)
         return projected + normalized(product(0, recurrent_input)) * vectors[0]
 
     def _is_plain(self) -> bool:
@@ -485,7 +481,6 @@ class GRUCell(GatedCell):
     """
 
     gate_count = 3
-    additive = False
 
     def __init__(
         self, units: int, reset_after: bool = True, update_gate: Literal["keep", "take"] = "keep", **kwargs: Any
@@ -501,6 +496,12 @@ class GRUCell(GatedCell):
         """cuDNN's name of a network that computes the same, or None."""
         return "gru" if self._is_plain() and self.reset_after and self.update_gate == "keep" else None
 
+    @property
+    def summed(self) -> tuple[int, ...]:
+        """For every recurrent product, how many columns of the projected input a step uses in a sum with it only."""
+        widths = (2 * self.units,) if self.reset_after else (2 * self.units, self.units)
+        return (0,) * len(widths) if self.layer_norm else widths
+
     def _matrices(self) -> Tensors:
         (kernel,) = super()._matrices()
         return (kernel,) if self.reset_after else (kernel[:, : 2 * self.units], kernel[:, 2 * self.units :])
@@ -514,20 +515,27 @@ class GRUCell(GatedCell):
     ) -> Tensors:
         """Returns the new hidden state."""
         (hidden_state,) = states
-        gate_input, candidate_input = self._cut(projected)
-        gain = self._cut(vectors[0]) if self.layer_norm else (None, None)
+        gate_sum = product(0, recurrent_input)
         if self.reset_after:
-            gate_product, candidate_product = map(_scaled_norm, self._cut(product(0, recurrent_input)), gain)
+            gate_sum, candidate_product = self._cut(gate_sum)
+        if self.layer_norm:
+            gate_input, projected = self._cut(projected)
+            gate_gain, candidate_gain = self._cut(vectors[0])
+            gate_sum = gate_input + normalized(gate_sum) * gate_gain
+        if self.reset_after and self.use_bias:
+            gate_bias, candidate_bias = self._cut(vectors[-1])
+            gate_sum = gate_sum + gate_bias
+        update_gate, reset_gate = ops.split(self.recurrent_activation(gate_sum), 2, axis=-1)
+        if self.reset_after:
+            if self.layer_norm:
+                candidate_product = normalized(candidate_product) * candidate_gain
             if self.use_bias:
-                gate_bias, candidate_bias = self._cut(vectors[-1])
-                gate_product, candidate_product = gate_product + gate_bias, candidate_product + candidate_bias
+                candidate_product = candidate_product + candidate_bias
+            candidate_sum = projected + reset_gate * candidate_product
         else:
-            gate_product = _scaled_norm(product(0, recurrent_input), gain[0])
-        update_gate, reset_gate = ops.split(self.recurrent_activation(gate_input + gate_product), 2, axis=-1)
-        if self.reset_after:
-            candidate_sum = candidate_input + reset_gate * candidate_product
-        else:
-            candidate_sum = candidate_input + _scaled_norm(product(1, reset_gate * recurrent_input), gain[1])
+            candidate_sum = product(1, reset_gate * recurrent_input)
+            if self.layer_norm:
+                candidate_sum = projected + normalized(candidate_sum) * candidate_gain
         candidate = _activated(self.activation, candidate_sum)
         if self.update_gate == "keep":
             return (candidate + update_gate * (hidden_state - candidate),)
@@ -630,7 +638,7 @@ class EchoStateCell(RecurrentCell):
         self, states: Tensors, recurrent_input: Tensor, projected: Tensor, product: Product, vectors: Tensors
     ) -> Tensors:
         """Returns the new hidden state."""
-        candidate = _activated(self.activation, product(0, recurrent_input, projected))
+        candidate = _activated(self.activation, product(0, recurrent_input))
         return (states[0] + self.leak * (candidate - states[0]),)
 
     def get_config(self) -> dict[str, Any]:
@@ -697,10 +705,6 @@ def normalized(tensor: Tensor, epsilon: float = 1e-5) -> Tensor:
     centred = precise - ops.sum(precise, axis=-1, keepdims=True) / precise.shape[-1]
     variance = ops.sum(centred * centred, axis=-1, keepdims=True) / precise.shape[-1]
     return ops.cast(centred * ops.rsqrt(variance + epsilon), tensor.dtype)
-
-
-def _scaled_norm(tensor: Tensor, gain: Tensor | None) -> Tensor:
-    return tensor if gain is None else normalized(tensor) * gain
 
 
 def _activated(activation: Activation, tensor: Tensor) -> Tensor:

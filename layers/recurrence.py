@@ -16,7 +16,7 @@ backend. A step that the mask leaves out hands the state on unchanged and puts o
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
 from keras import ops, tree
@@ -33,12 +33,13 @@ class Cell(Protocol):
     Attributes:
         units: Width U of every state.
         zoneout: For every state the share of units that keep their old value.
-        additive: Whether there is one product, and the projected input is used in its sum with that product only.
+        summed: For every product in turn, how many columns of the projected input are added to its first columns. A
+            step sees the sums, and of the projected input only the columns that are in none.
     """
 
     units: int
     zoneout: tuple[float, ...]
-    additive: bool
+    summed: tuple[int, ...]
 
     def project(self, inputs: Tensor, projection: Tensors) -> Tensor:
         """Returns what a step reads of its input, for the inputs of any number of steps."""
@@ -52,7 +53,7 @@ class Cell(Protocol):
         Args:
             states: The old states, `(batch, units)` each, the hidden state first.
             recurrent_input: The hidden state, thinned out by recurrent dropout.
-            projected: The input of this step times the input kernel, plus the bias, `(batch, gates * units)`.
+            projected: The columns of the projected input that are in no sum, `(batch, columns)`.
             product: Multiplies by a recurrent matrix, see `Product`.
             vectors: The other weights of the step.
         """
@@ -62,8 +63,8 @@ class Cell(Protocol):
 class Product(Protocol):
     """Product with one of the recurrent matrices; a step takes each of them once, in order."""
 
-    def __call__(self, index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
-        """Returns `factor @ matrices[index]`, plus a tensor; additive cells add the projected input here."""
+    def __call__(self, index: int, factor: Tensor) -> Tensor:
+        """Returns `factor @ matrices[index]`, with the projected input added that the cell wants in this sum."""
         ...
 
 
@@ -239,13 +240,11 @@ class Recurrence:
         return list(zip(self._chunks, self._chunks[::-1] if self.go_backwards else self._chunks, strict=True))
 
     def _plain_loop(self, batch: Batch, weights: Weights, steps: Tensor | None) -> Tensors:
-        def product(index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
-            return _added(ops.matmul(factor, weights.matrices[index]), plus)
-
         read, inputs = self._reader(batch, weights)
 
         def step(states: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
-            new_states = advance(self.cell, batch, states, read(slices[0]), product, weights.vectors, slices[1:])
+            product, projected = entering(self.cell, read(slices[0]), weights)
+            new_states = advance(self.cell, batch, states, projected, product, weights.vectors, slices[1:])
             return new_states, new_states[:1] if self.return_sequences else ()
 
         widths = [self.cell.units] if self.return_sequences else []
@@ -258,18 +257,18 @@ class Recurrence:
         read, inputs = self._reader(batch, weights)
 
         def step(states: Tensors, slices: Tensors) -> tuple[Tensors, Tensors]:
+            product, projected = entering(self.cell, read(slices[0]), weights)
             products: list[Tensor] = []
 
-            def product(index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
-                products.append(_added(ops.matmul(factor, weights.matrices[index]), plus))
+            def recorded_product(index: int, factor: Tensor) -> Tensor:
+                products.append(product(index, factor))
                 return products[-1]
 
-            projected = read(slices[0])
-            new_states = advance(self.cell, batch, states, projected, product, weights.vectors, slices[1:])
-            return new_states, (*products, *(() if self.cell.additive else (projected,)))
+            new_states = advance(self.cell, batch, states, projected, recorded_product, weights.vectors, slices[1:])
+            return new_states, (*products, *([projected] if rest else []))
 
-        widths = [matrix.shape[-1] for matrix in weights.matrices]
-        widths += [] if self.cell.additive else [weights.projection[0].shape[-1]]
+        rest = weights.projection[0].shape[-1] - sum(self.cell.summed)
+        widths = [*(matrix.shape[-1] for matrix in weights.matrices), *([rest] if rest else [])]
         final_states, saved, histories = scan(
             step, batch.initial_states, (inputs, *self._constraints(batch)), widths, history=True, steps=steps
         )
@@ -286,7 +285,7 @@ class Recurrence:
         state_gradients: Tensors,
         steps: Tensor | None,
     ) -> Tensors:
-        cell, additive, state_count = self.cell, self.cell.additive, len(state_gradients)
+        cell, state_count = self.cell, len(state_gradients)
         transposed = [ops.transpose(matrix) for matrix in weights.matrices]
         output_gradients = tuple(
             _time_and_batch_swapped(_where_valid(self._valid(batch), each)) for each in output_gradients
@@ -299,25 +298,23 @@ class Recurrence:
             for output_gradient in output_gradients:
                 gradients = (gradients[0] + output_gradient, *gradients[1:])
 
-            def again(states: Tensors, inputs: Tensors, nudges: Tensors, vectors: Tensors) -> tuple[Tensors, Tensors]:
+            def again(states: Tensors, nudges: Tensors, inputs: Tensors, vectors: Tensors) -> tuple[Tensors, Tensors]:
                 factors: list[Tensor] = []
 
-                def product(index: int, factor: Tensor, plus: Tensor | None = None) -> Tensor:
+                def product(index: int, factor: Tensor) -> Tensor:
                     factors.append(factor)
                     # A nudge has the product's shape and is added to it, to take the derivative by.
-                    nudge = nudges[index] if plus is None else plus
-                    return _remembered(products[index], transposed[index], factor, nudge)
+                    return _remembered(products[index], transposed[index], factor, nudges[index])
 
-                return advance(cell, batch, states, inputs[0], product, vectors, constraints), tuple(factors[1:])
+                rest = inputs[0] if inputs else products[0][:, :0]
+                return advance(cell, batch, states, rest, product, vectors, constraints), tuple(factors[1:])
 
-            # Nobody looks at the value of an additive cell's input: its sum with the product is remembered.
-            arguments = (states, projected or products, () if additive else products, weights.vectors)
-            (previous, inputs, nudges, vectors), factors = pulled_back(again, arguments, gradients)
+            arguments = (states, products, projected, weights.vectors)
+            (previous, nudges, inputs, vectors), factors = pulled_back(again, arguments, gradients)
             totals = tuple(total + vector for total, vector in zip(totals, vectors, strict=True))
-            return (*previous, *totals), (*inputs, *nudges, *factors)
+            return (*previous, *totals), (*nudges, *inputs, *factors)
 
-        products_as_well = () if additive else saved.products
-        widths = [each.shape[-1] for each in (*(saved.projected or saved.products), *products_as_well)]
+        widths = [each.shape[-1] for each in (*saved.products, *saved.projected)]
         widths += [matrix.shape[0] for matrix in weights.matrices[1:]]
         carry, outputs, _ = scan(
             step,
@@ -327,12 +324,12 @@ class Recurrence:
             reverse=True,
             steps=steps,
         )
-        input_gradient, *rest = outputs
-        product_gradients = [input_gradient] if additive else rest[: len(saved.products)]
-        factors = [
-            _dropped(saved.histories[0][:-1], batch.recurrent_factors),
-            *rest[len(product_gradients) * (not additive) :],
-        ]
+        product_gradients, rest, later_factors = _grouped(
+            outputs, [len(saved.products), len(saved.projected), len(saved.products) - 1]
+        )
+        summed = [_columns(each, 0, width) for each, width in zip(product_gradients, cell.summed, strict=True) if width]
+        input_gradient = _side_by_side([*summed, *rest], axis=-1)
+        factors = [_dropped(saved.histories[0][:-1], batch.recurrent_factors), *later_factors]
         matrix_gradients = [_summed_product(*pair) for pair in zip(factors, product_gradients, strict=True)]
 
         def project(sequences: Tensors, projection: Tensors) -> tuple[Tensors, Tensors]:
@@ -379,6 +376,20 @@ class Recurrence:
         return ops.flip(sequence, axis=1) if self.go_backwards else sequence
 
 
+def entering(cell: Cell, projected: Tensor, weights: Weights) -> tuple[Product, Tensor]:
+    """Returns the product that a step takes, which adds projected input, and the input that is in no sum."""
+    ends = list(accumulate(cell.summed, initial=0))
+
+    def product(index: int, factor: Tensor) -> Tensor:
+        result, width = ops.matmul(factor, weights.matrices[index]), cell.summed[index]
+        if not width:
+            return result
+        first = _columns(projected, *ends[index : index + 2]) + _columns(result, 0, width)
+        return first if width == result.shape[-1] else ops.concatenate([first, result[:, width:]], axis=-1)
+
+    return product, _columns(projected, ends[-1], projected.shape[-1])
+
+
 def advance(
     cell: Cell,
     batch: Batch,
@@ -404,7 +415,7 @@ def advance(
 
 
 class _Saved(NamedTuple):
-    """What the forward loop saves: states before and after every step, products, and projected inputs where needed."""
+    """What the forward loop saves: states before and after every step, sums, and the input that is in none of them."""
 
     histories: Tensors
     products: Tensors
@@ -442,6 +453,10 @@ def _cut(tensor: Tensor, *spans: Span) -> Tensor:
     return tensor if all(span == ALL for span in spans) else tensor[spans]
 
 
+def _columns(tensor: Tensor, start: int, end: int) -> Tensor:
+    return tensor if end - start == tensor.shape[-1] else tensor[..., start:end]
+
+
 def _side_by_side(tensors: Sequence[Tensor], axis: int) -> Tensor:
     return tensors[0] if len(tensors) == 1 else ops.concatenate(tensors, axis=axis)
 
@@ -463,10 +478,6 @@ def _zoned_out(old: Tensor, new: Tensor, rate: float, masks: list[Tensor]) -> Te
     if not rate:
         return new
     return ops.where(masks.pop(0), old, new) if masks else new + rate * (old - new)
-
-
-def _added(product: Tensor, plus: Tensor | None) -> Tensor:
-    return product if plus is None else plus + product
 
 
 def _dropped(hidden_state: Tensor, dropout_mask: Tensor | None) -> Tensor:
