@@ -3,10 +3,12 @@
 import keras
 import numpy as np
 import pytest
+import sequence_contract as contract
 from sequence_contract import B, D, T, U
 
 from layers import GRU, LSTM, Bidirectional, EchoState, Elman, Stacked
-from layers.cells import SparseReservoir
+from layers.cells import RecurrentCell, SparseReservoir
+from layers.recurrent import Recurrent
 
 KINDS = {
     "elman": lambda units=U, **options: Elman(units, **options),
@@ -19,6 +21,65 @@ all_kinds = pytest.mark.parametrize("kind", KINDS)
 
 def normal(rng, *shape):
     return rng.normal(size=shape).astype("float32")
+
+
+# Cells of one's own.
+
+
+class MultiplicativeCell(RecurrentCell):
+    """A gate, and input and hidden state in a product (Wu et al., 2016, "On multiplicative integration")."""
+
+    gate_count = 2
+    summed = (U,)
+
+    def step(self, states, recurrent_input, projected, product, vectors):
+        gate_sum, hidden_product = keras.ops.split(product(0, recurrent_input), 2, axis=-1)
+        gate = keras.ops.sigmoid(gate_sum)
+        return (gate * states[0] + (1 - gate) * self.activation(projected * hidden_product),)
+
+
+class SeparateCell(MultiplicativeCell):
+    """The same, with input and product apart until the step."""
+
+    summed = (0,)
+
+    def step(self, states, recurrent_input, projected, product, vectors):
+        gate_input, candidate_input = keras.ops.split(projected, 2, axis=-1)
+
+        def summed(index, factor):
+            return product(index, factor) + keras.ops.concatenate([gate_input, 0.0 * gate_input], axis=-1)
+
+        return super().step(states, recurrent_input, candidate_input, summed, vectors)
+
+
+class Multiplicative(Recurrent):
+    cell_class = MultiplicativeCell
+
+
+class Separate(Recurrent):
+    cell_class = SeparateCell
+
+
+@pytest.mark.parametrize("mask", [None, contract.gap_mask()], ids=["whole", "gaps"])
+def test_own_cells_are_derived_by_themselves(rng, mask):
+    arrays = [rng.normal(size=(B, T, D)), rng.normal(size=(B, U))]
+    weights = None
+
+    def results(kind, training):
+        nonlocal weights
+        layer = kind(U, return_sequences=True, return_state=True, dtype="float64")
+        layer.build((None, None, D))
+        weights = layer.get_weights() if weights is None else weights
+        layer.set_weights(weights)
+        outputs, gradients = contract.outputs_and_gradients(
+            layer, lambda sequence, state: contract.call(layer, sequence, [state], mask, training), arrays
+        )
+        return outputs + gradients
+
+    by_backend = results(Multiplicative, training=False)
+    for kind in (Multiplicative, Separate):
+        for actual, wanted in zip(results(kind, training=True), by_backend, strict=True):
+            np.testing.assert_allclose(actual, wanted, atol=1e-12)
 
 
 # States from batch to batch.
