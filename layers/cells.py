@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from layers.kernels import tanh
-from layers.recurrence import Batch, Product, Tensor, Tensors, Weights, advance, entering
+from layers.recurrence import Batch, Product, Tensor, Tensors, Weights, advance, as_tuple, entering
 
 Shape = tuple[int | None, ...]
 Activation = Callable[[Tensor], Tensor]
@@ -36,7 +36,8 @@ class RecurrentCell(keras.layers.Layer):
         recurrent_constraint: Constraint on the weights on the previous hidden state.
         bias_constraint: Constraint on the bias.
         layer_norm: Whether to normalize the products with input and hidden state over their units (Ba, Kiros and
-            Hinton, 2016, "Layer normalization"). Every normalized product has a gain; the bias is the shift.
+            Hinton, 2016, "Layer normalization"), in cells that do so. Every normalized product has a gain; the bias is
+            the shift.
         zoneout: Share of the units of a state that keep their old value in a training step; at prediction every unit
             keeps that share of it (Krueger et al., 2017, "Zoneout"). One number, or one per state.
         **kwargs: `name`, `dtype` and `trainable`, as for every Keras layer.
@@ -45,6 +46,7 @@ class RecurrentCell(keras.layers.Layer):
     gate_count: int
     state_count = 1
     trains_weights = True
+    has_layer_norm = False
 
     def __init__(
         self,
@@ -68,6 +70,8 @@ class RecurrentCell(keras.layers.Layer):
         super().__init__(**kwargs)
         if isinstance(units, bool) or not isinstance(units, int) or units < 1:
             raise ValueError(f"units must be a positive integer, got {units!r}.")
+        if layer_norm and not self.has_layer_norm:
+            raise ValueError(f"layer_norm: {type(self).__name__} has none.")
         self.units = units
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
@@ -84,11 +88,12 @@ class RecurrentCell(keras.layers.Layer):
         self.zoneout = _zoneout_rates(zoneout, self.state_count)
         self.seed = seed
         if any(self.zoneout):
-            self.seed_generator = keras.random.SeedGenerator(seed)
+            # With the seed of the layer's dropout, the same numbers would be drawn.
+            self.seed_generator = keras.random.SeedGenerator(_offset(seed, 1000))
 
     @property
     def summed(self) -> tuple[int, ...]:
-        """For every recurrent product, how many columns of the projected input a step uses in a sum with it only."""
+        """For every recurrent matrix, how many columns of the projected input go into a sum with its product only."""
         return (0 if self.layer_norm else self.gate_count * self.units,)
 
     @property
@@ -149,7 +154,7 @@ class RecurrentCell(keras.layers.Layer):
         Returns:
             The hidden state, `(batch, units)`, and the states after the step.
         """
-        states = tuple(ops.cast(state, self.compute_dtype) for state in _as_tuple(states))
+        states = tuple(ops.cast(state, self.compute_dtype) for state in as_tuple(states))
         inputs, weights = ops.cast(inputs, self.compute_dtype), self.tensors()
         zoned_out = self.draw_zoneout(ops.shape(states[0])) if training else ()
 
@@ -173,10 +178,17 @@ class RecurrentCell(keras.layers.Layer):
         """Returns the weights for the recurrence."""
         projection = [self.kernel, *([self.kernel_gain] if self.layer_norm else [])]
         tensors = [*map(self._value, projection), *([self._input_bias()] if self.use_bias else [])]
-        return Weights(tuple(tensors), self._matrices(), self._vectors())
+        matrices, vectors = (tuple(map(self._value, each)) for each in (self.matrices(), self.vectors()))
+        return Weights(tuple(tensors), matrices, vectors)
 
     def step(
-        self, states: Tensors, recurrent_input: Tensor, projected: Tensor, product: Product, vectors: Tensors
+        self,
+        states: Tensors,
+        sums: Tensor,
+        projected: Tensor,
+        recurrent_input: Tensor,
+        product: Product,
+        vectors: Tensors,
     ) -> Tensors:
         """Returns the new states, see `layers.recurrence.Cell`."""
         raise NotImplementedError
@@ -187,11 +199,13 @@ class RecurrentCell(keras.layers.Layer):
             ops.less(keras.random.uniform(shape, seed=self.seed_generator), rate) for rate in self.zoneout if rate
         )
 
-    def _matrices(self) -> Tensors:
-        return (self._value(self.recurrent_kernel),)
+    def matrices(self) -> tuple[Any, ...]:
+        """Returns the weights by which a step multiplies, the one of the recurrent input first."""
+        return (self.recurrent_kernel,)
 
-    def _vectors(self) -> Tensors:
-        return (self._value(self.recurrent_gain),) if self.layer_norm else ()
+    def vectors(self) -> tuple[Any, ...]:
+        """Returns the other weights that a step reads."""
+        return (self.recurrent_gain,) if self.layer_norm else ()
 
     def _value(self, variable: Any) -> Tensor:
         # A custom gradient on TensorFlow takes no variables, and a conversion alone may hand the variable back.
@@ -225,11 +239,9 @@ class RecurrentCell(keras.layers.Layer):
             "seed": self.seed,
         }
 
-    def _sums(self, recurrent_input: Tensor, projected: Tensor, product: Product, vectors: Tensors) -> Tensor:
-        """Returns input and recurrent product together, the latter normalized if told so."""
-        if not self.layer_norm:
-            return product(0, recurrent_input)
-        return projected + normalized(product(0, recurrent_input)) * vectors[0]
+    def _normalized(self, sums: Tensor, projected: Tensor, vectors: Tensors) -> Tensor:
+        """Returns the sums of input and recurrent product, the latter normalized if told so."""
+        return projected + normalized(sums) * vectors[0] if self.layer_norm else sums
 
     def _is_plain(self) -> bool:
         return self.use_bias and not self.layer_norm and not any(self.zoneout)
@@ -263,6 +275,8 @@ class GatedCell(RecurrentCell):
         self.recurrent_activation = keras.activations.get(recurrent_activation)
         if longest_lag is not None and longest_lag < 3:
             raise ValueError(f"longest_lag must be at least 3 steps, got {longest_lag!r}.")
+        if longest_lag is not None and not self.use_bias:
+            raise ValueError("longest_lag starts biases, and there are none with use_bias=False.")
         self.longest_lag = longest_lag
 
     def get_config(self) -> dict[str, Any]:
@@ -277,10 +291,9 @@ class GatedCell(RecurrentCell):
         gates = (self.activation, self.recurrent_activation)
         return super()._is_plain() and gates == (keras.activations.tanh, keras.activations.sigmoid)
 
-    def _keeping_bias(self, dtype: Any) -> Tensor:
+    def _keeping_bias(self, longest_lag: int, dtype: Any) -> Tensor:
         """Returns biases with which a unit forgets a part 1 / lag of its state in every step, lag uniform."""
-        longest = 2.0 if self.longest_lag is None else self.longest_lag - 1.0
-        lags = keras.random.uniform((self.units,), 1.0, longest, dtype=dtype, seed=self.seed)
+        lags = keras.random.uniform((self.units,), 1.0, longest_lag - 1.0, dtype=dtype, seed=self.seed)
         return ops.log(lags)
 
 
@@ -315,6 +328,7 @@ class ElmanCell(RecurrentCell):
     """
 
     gate_count = 1
+    has_layer_norm = True
 
     @property
     def cudnn_mode(self) -> str | None:
@@ -323,10 +337,16 @@ class ElmanCell(RecurrentCell):
         return modes.get(self.activation) if self._is_plain() else None
 
     def step(
-        self, states: Tensors, recurrent_input: Tensor, projected: Tensor, product: Product, vectors: Tensors
+        self,
+        states: Tensors,
+        sums: Tensor,
+        projected: Tensor,
+        recurrent_input: Tensor,
+        product: Product,
+        vectors: Tensors,
     ) -> Tensors:
         """Returns the new hidden state."""
-        return (_activated(self.activation, self._sums(recurrent_input, projected, product, vectors)),)
+        return (_activated(self.activation, self._normalized(sums, projected, vectors)),)
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")
@@ -375,6 +395,7 @@ class LSTMCell(GatedCell):
 
     gate_count = 4
     state_count = 2
+    has_layer_norm = True
 
     def __init__(self, units: int, forget_bias: float | None = 1.0, peepholes: bool = False, **kwargs: Any):
         super().__init__(units, **kwargs)
@@ -397,16 +418,23 @@ class LSTMCell(GatedCell):
                 shape=(3 * self.units,), name="peephole", initializer=keras.initializers.RandomNormal(stddev=0.1)
             )
 
-    def _vectors(self) -> Tensors:
-        state_norm = (self._value(self.state_gain), self._value(self.state_shift)) if self.layer_norm else ()
-        return (*super()._vectors(), *state_norm, *((self._value(self.peephole),) if self.peepholes else ()))
+    def vectors(self) -> tuple[Any, ...]:
+        """Returns the other weights that a step reads."""
+        state_norm = (self.state_gain, self.state_shift) if self.layer_norm else ()
+        return (*super().vectors(), *state_norm, *((self.peephole,) if self.peepholes else ()))
 
     def step(
-        self, states: Tensors, recurrent_input: Tensor, projected: Tensor, product: Product, vectors: Tensors
+        self,
+        states: Tensors,
+        sums: Tensor,
+        projected: Tensor,
+        recurrent_input: Tensor,
+        product: Product,
+        vectors: Tensors,
     ) -> Tensors:
         """Returns the new hidden state and the new cell state."""
         cell_state = states[1]
-        sums = self._sums(recurrent_input, projected, product, vectors)
+        sums = self._normalized(sums, projected, vectors)
         input_sum, forget_sum, candidate_sum, output_sum = ops.split(sums, 4, axis=-1)
         if self.peepholes:
             input_peephole, forget_peephole, output_peephole = ops.split(vectors[-1], 3, axis=-1)
@@ -431,7 +459,7 @@ class LSTMCell(GatedCell):
         if self.longest_lag is None:
             forget_bias = ops.full((self.units,), self.forget_bias, dtype=dtype)
         else:
-            forget_bias = self._keeping_bias(dtype)
+            forget_bias = self._keeping_bias(self.longest_lag, dtype)
             input_bias = -forget_bias
         return ops.concatenate([input_bias, forget_bias, other_bias])
 
@@ -481,6 +509,7 @@ class GRUCell(GatedCell):
     """
 
     gate_count = 3
+    has_layer_norm = True
 
     def __init__(
         self, units: int, reset_after: bool = True, update_gate: Literal["keep", "take"] = "keep", **kwargs: Any
@@ -498,26 +527,31 @@ class GRUCell(GatedCell):
 
     @property
     def summed(self) -> tuple[int, ...]:
-        """For every recurrent product, how many columns of the projected input a step uses in a sum with it only."""
+        """For every recurrent matrix, how many columns of the projected input go into a sum with its product only."""
         widths = (2 * self.units,) if self.reset_after else (2 * self.units, self.units)
         return (0,) * len(widths) if self.layer_norm else widths
 
-    def _matrices(self) -> Tensors:
-        (kernel,) = super()._matrices()
-        return (kernel,) if self.reset_after else (kernel[:, : 2 * self.units], kernel[:, 2 * self.units :])
+    def matrices(self) -> tuple[Any, ...]:
+        """Returns the weights by which a step multiplies, the one of the recurrent input first."""
+        return super().matrices() if self.reset_after else self._cut(self.recurrent_kernel)
 
-    def _vectors(self) -> Tensors:
-        recurrent_bias = (self._value(self.bias)[1],) if self.reset_after and self.use_bias else ()
-        return (*super()._vectors(), *recurrent_bias)
+    def vectors(self) -> tuple[Any, ...]:
+        """Returns the other weights that a step reads."""
+        recurrent_bias = (self.bias[1],) if self.reset_after and self.use_bias else ()
+        return (*super().vectors(), *recurrent_bias)
 
     def step(
-        self, states: Tensors, recurrent_input: Tensor, projected: Tensor, product: Product, vectors: Tensors
+        self,
+        states: Tensors,
+        sums: Tensor,
+        projected: Tensor,
+        recurrent_input: Tensor,
+        product: Product,
+        vectors: Tensors,
     ) -> Tensors:
         """Returns the new hidden state."""
         (hidden_state,) = states
-        gate_sum = product(0, recurrent_input)
-        if self.reset_after:
-            gate_sum, candidate_product = self._cut(gate_sum)
+        gate_sum, candidate_product = self._cut(sums)  # of the latter there is none with the reset before it
         if self.layer_norm:
             gate_input, projected = self._cut(projected)
             gate_gain, candidate_gain = self._cut(vectors[0])
@@ -555,7 +589,7 @@ class GRUCell(GatedCell):
         bias = super()._initial_bias(shape, dtype)
         if self.longest_lag is None:
             return bias
-        update_bias = self._keeping_bias(dtype) * (1 if self.update_gate == "keep" else -1)
+        update_bias = self._keeping_bias(self.longest_lag, dtype) * (1 if self.update_gate == "keep" else -1)
         rows = ops.reshape(bias, (-1, 3 * self.units))
         first = ops.concatenate([update_bias, rows[0, self.units :]])
         return ops.reshape(ops.concatenate([first, *rows[1:]]), shape)
@@ -586,7 +620,7 @@ class EchoStateCell(RecurrentCell):
         input_scale: Bound of the input weights.
         bias_scale: Bound of the bias.
         seed: Seed of the reservoir. None draws one.
-        **kwargs: `activation`, `zoneout`, `name`, `dtype`.
+        **kwargs: `activation`, `zoneout`, and `name`, `dtype` and `trainable` as for every Keras layer.
 
     Call arguments:
         inputs: `(batch, features)`.
@@ -616,6 +650,9 @@ class EchoStateCell(RecurrentCell):
         seed: int | None = None,
         **kwargs: Any,
     ):
+        unknown = sorted(set(kwargs) - {"activation", "zoneout", "name", "dtype", "trainable"})
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: an echo state network has no such argument.")
         for name, value in (("leak", leak), ("connectivity", connectivity)):
             if not 0 < value <= 1:
                 raise ValueError(f"{name} must be above 0 and at most 1, got {value!r}.")
@@ -635,16 +672,22 @@ class EchoStateCell(RecurrentCell):
         self.bias_scale = bias_scale
 
     def step(
-        self, states: Tensors, recurrent_input: Tensor, projected: Tensor, product: Product, vectors: Tensors
+        self,
+        states: Tensors,
+        sums: Tensor,
+        projected: Tensor,
+        recurrent_input: Tensor,
+        product: Product,
+        vectors: Tensors,
     ) -> Tensors:
         """Returns the new hidden state."""
-        candidate = _activated(self.activation, product(0, recurrent_input))
+        candidate = _activated(self.activation, sums)
         return (states[0] + self.leak * (candidate - states[0]),)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         config = super().get_config()
-        inherited = {"name", "dtype", "units", "activation", "zoneout", "seed"}
+        inherited = {"name", "dtype", "trainable", "units", "activation", "zoneout", "seed"}
         return {
             **{name: value for name, value in config.items() if name in inherited},
             "spectral_radius": self.spectral_radius,
@@ -688,9 +731,6 @@ class SparseReservoir(keras.initializers.Initializer):
         for row in matrix:
             row[generator.choice(size, count, replace=False)] = generator.normal(size=count)
         radius = np.abs(np.linalg.eigvals(matrix)).max()
-        if not radius:
-            # Without a cycle nothing is remembered; then one connection of every unit to itself keeps the radius.
-            matrix, radius = np.eye(size), 1.0
         return ops.convert_to_tensor(matrix * (self.spectral_radius / radius), dtype=dtype)
 
     def get_config(self) -> dict[str, Any]:
@@ -722,7 +762,3 @@ def _zoneout_rates(zoneout: float | Sequence[float], state_count: int) -> tuple[
 
 def _offset(seed: int | None, offset: int) -> int | None:
     return None if seed is None else seed + offset
-
-
-def _as_tuple(states: Any) -> Tensors:
-    return tuple(states) if isinstance(states, (tuple, list)) else (states,)

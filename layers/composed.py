@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from layers.recurrence import Tensor, Tensors
+from layers.recurrence import Tensor, Tensors, as_tuple
 from layers.recurrent import Recurrent, Shape
 
 
@@ -88,8 +88,8 @@ class Bidirectional(keras.layers.Layer):
         """Runs both directions and merges their outputs. For the arguments see the class and `Recurrent.call`."""
         mask = sequence_mask if mask is None else mask
         forward_state, backward_state = self._split_state(initial_state)
-        forward = _as_tuple(self.forward_layer(sequence, forward_state, mask=mask, training=training))
-        backward = _as_tuple(self.backward_layer(sequence, backward_state, mask=mask, training=training))
+        forward = as_tuple(self.forward_layer(sequence, forward_state, mask=mask, training=training))
+        backward = as_tuple(self.backward_layer(sequence, backward_state, mask=mask, training=training))
         backward_output = ops.flip(backward[0], axis=1) if self.return_sequences else backward[0]
         merged = self._merge(forward[0], backward_output)
         results = (*merged, *forward[1:], *backward[1:])
@@ -220,7 +220,7 @@ class Stacked(keras.layers.Layer):
         mask = sequence_mask if mask is None else mask
         final_states: Tensors = ()
         for layer, state in zip(self.layers, self._split_state(initial_state), strict=True):
-            results = _as_tuple(layer(sequence, state, mask=mask, training=training))
+            results = as_tuple(layer(sequence, state, mask=mask, training=training))
             mask = self._first(layer.compute_mask(sequence, mask))
             sequence, final_states = results[0], final_states + results[1:]
         return (sequence, *final_states) if self.return_state else sequence
@@ -268,7 +268,7 @@ class Stacked(keras.layers.Layer):
     def _split_state(self, initial_state: Sequence[Tensor] | None) -> list[Any]:
         if initial_state is None:
             return [None] * len(self.layers)
-        states = list(initial_state) if isinstance(initial_state, (list, tuple)) else [initial_state]
+        states = list(as_tuple(initial_state))
         if len(states) != self.state_count:
             raise ValueError(f"initial_state of {self.name} must hold {self.state_count} tensors, got {len(states)}.")
         return [[states.pop(0) for _ in range(layer.state_count)] for layer in self.layers]
@@ -289,7 +289,3 @@ def _check_stack(layers: Sequence[Any]) -> None:
 
 def _copy(layer: Recurrent, **changes: Any) -> Recurrent:
     return type(layer).from_config({**layer.get_config(), **changes})
-
-
-def _as_tuple(results: Any) -> Tensors:
-    return tuple(results) if isinstance(results, (tuple, list)) else (results,)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
+import keras
 from keras import ops, tree
 
 from layers.kernels import compiled, projects_in_loop, pulled_back, scan
@@ -33,8 +34,8 @@ class Cell(Protocol):
     Attributes:
         units: Width U of every state.
         zoneout: For every state the share of units that keep their old value.
-        summed: For every product in turn, how many columns of the projected input are added to its first columns. A
-            step sees the sums, and of the projected input only the columns that are in none.
+        summed: For every recurrent matrix in turn, how many columns of the projected input are added to the first
+            columns of its product. A step sees the sums, and of the projected input the columns that are in none.
     """
 
     units: int
@@ -46,22 +47,29 @@ class Cell(Protocol):
         ...
 
     def step(
-        self, states: Tensors, recurrent_input: Tensor, projected: Tensor, product: "Product", vectors: Tensors
+        self,
+        states: Tensors,
+        sums: Tensor,
+        projected: Tensor,
+        recurrent_input: Tensor,
+        product: "Product",
+        vectors: Tensors,
     ) -> Tensors:
         """Returns the new states.
 
         Args:
             states: The old states, `(batch, units)` each, the hidden state first.
-            recurrent_input: The hidden state, thinned out by recurrent dropout.
+            sums: The recurrent input times the first matrix, with projected input added as `summed` says.
             projected: The columns of the projected input that are in no sum, `(batch, columns)`.
-            product: Multiplies by a recurrent matrix, see `Product`.
+            recurrent_input: The hidden state, thinned out by recurrent dropout.
+            product: Multiplies by the other recurrent matrices, see `Product`.
             vectors: The other weights of the step.
         """
         ...
 
 
 class Product(Protocol):
-    """Product with one of the recurrent matrices; a step takes each of them once, in order."""
+    """Product with one of the recurrent matrices; a step takes those after the first once each, in order."""
 
     def __call__(self, index: int, factor: Tensor) -> Tensor:
         """Returns `factor @ matrices[index]`, with the projected input added that the cell wants in this sum."""
@@ -311,14 +319,14 @@ class Recurrence:
 
             arguments = (states, products, projected, weights.vectors)
             (previous, nudges, inputs, vectors), factors = pulled_back(again, arguments, gradients)
-            totals = tuple(total + vector for total, vector in zip(totals, vectors, strict=True))
+            totals = tuple(total + ops.cast(each, total.dtype) for total, each in zip(totals, vectors, strict=True))
             return (*previous, *totals), (*nudges, *inputs, *factors)
 
         widths = [each.shape[-1] for each in (*saved.products, *saved.projected)]
         widths += [matrix.shape[0] for matrix in weights.matrices[1:]]
         carry, outputs, _ = scan(
             step,
-            (*state_gradients, *map(ops.zeros_like, weights.vectors)),
+            (*state_gradients, *(ops.zeros_like(each, dtype=_summing_dtype(each)) for each in weights.vectors)),
             [each for group in sequences for each in group],
             widths,
             reverse=True,
@@ -337,7 +345,8 @@ class Recurrence:
 
         arguments = ((batch.sequence,), weights.projection)
         (sequence_gradients, projection_gradients), _ = pulled_back(project, arguments, (input_gradient,))
-        state_gradients, vector_gradients = carry[:state_count], carry[state_count:]
+        state_gradients, totals = carry[:state_count], carry[state_count:]
+        vector_gradients = (ops.cast(each, like.dtype) for each, like in zip(totals, weights.vectors, strict=True))
         return (*sequence_gradients, *state_gradients, *projection_gradients, *matrix_gradients, *vector_gradients)
 
     def _reader(self, batch: Batch, weights: Weights) -> tuple[Callable[[Tensor], Tensor], Tensor]:
@@ -403,7 +412,7 @@ def advance(
     constraints = list(constraints)
     valid = constraints.pop(0) if batch.mask is not None else None
     recurrent_input = _dropped(states[0], batch.recurrent_factors)
-    new_states = cell.step(states, recurrent_input, projected, product, vectors)
+    new_states = cell.step(states, product(0, recurrent_input), projected, recurrent_input, product, vectors)
     if any(cell.zoneout):
         new_states = tuple(
             _zoned_out(old, new, rate, constraints)
@@ -437,9 +446,20 @@ def _remembered(value: Tensor, transposed_matrix: Tensor, factor: Tensor, plus: 
     return product(factor, plus)
 
 
+def as_tuple(tensors: Any) -> Tensors:
+    """Returns one tensor or several as a tuple."""
+    return tuple(tensors) if isinstance(tensors, (tuple, list)) else (tensors,)
+
+
+def _summing_dtype(tensor: Tensor) -> str:
+    """Returns the dtype to sum many steps in: halves would not grow any more after a few hundred."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    return "float32" if dtype in ("float16", "bfloat16") else dtype
+
+
 def _one(upstream: tuple[Any, ...]) -> Tensors:
     """Returns the gradients of several results: TensorFlow passes one argument for each, JAX one tuple of them."""
-    return tuple(upstream[0]) if isinstance(upstream[0], (tuple, list)) else upstream
+    return as_tuple(upstream[0]) if len(upstream) == 1 else upstream
 
 
 def _spans(sizes: Sequence[Any]) -> list[Span]:

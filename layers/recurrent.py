@@ -15,7 +15,7 @@ from keras import ops
 from layers import cudnn
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell, RecurrentCell
 from layers.kernels import batch_parts, cudnn_excludes_jit, has_cudnn, padded_length, time_chunks
-from layers.recurrence import Batch, Recurrence, Tensor, Tensors
+from layers.recurrence import Batch, Recurrence, Tensor, Tensors, as_tuple
 
 Shape = tuple[int | None, ...]
 
@@ -54,6 +54,7 @@ class Recurrent(keras.layers.Layer):
     def __init__(
         self,
         units: int,
+        *,
         return_sequences: bool = False,
         return_state: bool = False,
         go_backwards: bool = False,
@@ -65,7 +66,7 @@ class Recurrent(keras.layers.Layer):
         seed: int | None = None,
         **kwargs: Any,
     ):
-        own = {"name", "trainable", "dtype", "activity_regularizer"}
+        own = {"name", "trainable", "dtype", "activity_regularizer", "input_shape"}
         super().__init__(**{name: value for name, value in kwargs.items() if name in own})
         cell_options = {name: value for name, value in kwargs.items() if name not in own}
         for name, rate in (("dropout", dropout), ("recurrent_dropout", recurrent_dropout)):
@@ -105,7 +106,7 @@ class Recurrent(keras.layers.Layer):
         if not self.cell.built:
             self.cell.build((sequence_shape[0], sequence_shape[-1]))
         if self.learned_initial_state:
-            self.first_states = [
+            self.learned_states = [
                 self.add_weight(shape=(self.units,), name=f"initial_state_{index}", initializer="zeros")
                 for index in range(self.state_count)
             ]
@@ -245,6 +246,7 @@ class Recurrent(keras.layers.Layer):
         batch_size, steps = ops.shape(sequence)[0], ops.shape(sequence)[1]
         states = self._initial_states(initial_state, batch_size)
         mask = None if mask is None else ops.cast(mask, "bool")
+        self._check_sizes(sequence, mask)
         if not training:
             return Batch(sequence, states, mask)
         return Batch(
@@ -255,6 +257,15 @@ class Recurrent(keras.layers.Layer):
             self._factors((batch_size, self.units), self.recurrent_dropout),
             self.cell.draw_zoneout((batch_size, steps, self.units)),
         )
+
+    def _check_sizes(self, sequence: Tensor, mask: Tensor | None) -> None:
+        sizes = tuple(sequence.shape[:2])
+        if mask is not None and not _may_be_equal(tuple(mask.shape), sizes):
+            raise ValueError(f"mask of {self.name} must have shape (batch, time), {sizes}, got {tuple(mask.shape)}.")
+        if self.stateful and not _may_be_equal(sizes[:1], self.kept_states[0].shape[:1]):
+            raise ValueError(
+                f"stateful: {self.name} was built for {self.kept_states[0].shape[0]} examples, got {sizes[0]}."
+            )
 
     def _padded(self, batch: Batch, length: Any) -> Batch:
         """Returns the batch with sequences padded, after the last step read, to a length."""
@@ -275,7 +286,7 @@ class Recurrent(keras.layers.Layer):
     def _initial_states(self, initial_state: Any, batch_size: Any) -> Tensors:
         if initial_state is None:
             return self._first_states(batch_size)
-        states = tuple(initial_state) if isinstance(initial_state, (list, tuple)) else (initial_state,)
+        states = as_tuple(initial_state)
         if len(states) != self.state_count:
             raise ValueError(f"initial_state of {self.name} must hold {self.state_count} tensors, got {len(states)}.")
         for state in states:
@@ -290,7 +301,7 @@ class Recurrent(keras.layers.Layer):
             return tuple(ops.cast(ops.copy(state), self.compute_dtype) for state in self.kept_states)
         zeros = ops.zeros((batch_size, self.units), dtype=self.compute_dtype)
         if self.learned_initial_state:
-            return tuple(zeros + ops.cast(ops.copy(state), self.compute_dtype) for state in self.first_states)
+            return tuple(zeros + ops.cast(ops.copy(state), self.compute_dtype) for state in self.learned_states)
         return (zeros,) * self.state_count
 
     def _factors(self, shape: tuple[Any, ...], rate: float) -> Tensor | None:
@@ -419,3 +430,9 @@ class EchoState(Recurrent):
 def _check_sequence_shape(name: str, sequence_shape: Shape) -> None:
     if len(sequence_shape) != 3 or sequence_shape[-1] is None:
         raise ValueError(f"sequence of {name} must have shape (batch, time, features), got {tuple(sequence_shape)}.")
+
+
+def _may_be_equal(shape: Shape, other: Shape) -> bool:
+    return len(shape) == len(other) and all(
+        None in pair or len(set(pair)) == 1 for pair in zip(shape, other, strict=True)
+    )

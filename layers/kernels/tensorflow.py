@@ -104,9 +104,9 @@ def batch_parts(batch_size: Any, training: bool) -> list[Any]:
     """Returns the sizes of the parts of a batch whose loops run at the same time, one per core; some may be zero."""
     if not _is_compiled(training) or _has_gpu():
         return [batch_size]
-    count = tf.config.threading.get_inter_op_parallelism_threads() or len(os.sched_getaffinity(0))
+    count = tf.config.threading.get_inter_op_parallelism_threads() or _cores()
     if isinstance(batch_size, int):
-        count = min(count, max(1, batch_size // MINIMUM_PART))
+        batch_size, count = max(1, batch_size), min(count, max(1, batch_size // MINIMUM_PART))
         size = -(-batch_size // count)
         return [min(size, batch_size - start) for start in range(0, batch_size, size)]
     size = tf.maximum(MINIMUM_PART, -(-batch_size // count))
@@ -207,8 +207,12 @@ def _is_compiled(training: bool) -> bool:
     return not _is_in_program() and (training or _is_in_loop_of_keras())
 
 
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _has_gpu() -> bool:
-    return bool(tf.config.list_physical_devices("GPU"))
+    return bool(tf.config.get_visible_devices("GPU"))
 
 
 def _is_in_program() -> bool:
@@ -217,9 +221,14 @@ def _is_in_program() -> bool:
 
 def _is_in_loop_of_keras() -> bool:
     frame: FrameType | None = sys._getframe()
-    while frame and frame.f_globals.get("__name__") != "keras.src.backend.tensorflow.trainer":
+    while frame:
+        module = frame.f_globals.get("__name__", "")
+        if module == "keras.src.backend.tensorflow.trainer":
+            return True
+        if module.startswith("keras.src.callbacks"):  # what a callback traces may be exported
+            return False
         frame = frame.f_back
-    return frame is not None
+    return False
 
 
 def _array(steps: Any, dtype: tf.DType, element_shape: Any) -> tf.TensorArray:

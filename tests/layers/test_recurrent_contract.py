@@ -20,7 +20,7 @@ from sequence_contract import CASES, CELL_OPTIONS, B, D, T, U, call, outputs_and
 
 import layers
 from layers import GRU, LSTM, Bidirectional, EchoState, Elman, GRUCell, LSTMCell, Stacked, cells, composed, recurrent
-from layers.cells import SparseReservoir
+from layers.cells import RecurrentCell, SparseReservoir
 
 REPOSITORY = Path(__file__).parents[2]
 EXEMPT = {
@@ -324,7 +324,8 @@ def test_training_compiled_as_a_whole_equals_eager_mode_in_every_case(kind):
 
 
 @cases()
-def test_layer_never_switches_xla_off(name):
+def test_layer_never_switches_xla_off(name, monkeypatch):
+    monkeypatch.setattr(recurrent, "cudnn_excludes_jit", lambda: False)
     assert CASES[name].layer().supports_jit
 
 
@@ -348,6 +349,22 @@ def test_half_precision_follows_the_policy_and_stays_close(name, policy, trainin
         wanted = call(reference, sequence, states, mask)
         for actual, expected in zip(outputs, wanted, strict=True):
             np.testing.assert_allclose(actual.astype("float32"), expected, atol=0.05, rtol=0.05)
+
+
+def test_gradients_of_long_sequences_stay_close_in_half_precision(rng):
+    sequence, gradients = rng.normal(size=(2, 300, D)).astype("float32"), []
+    for policy in ("mixed_bfloat16", "float32"):
+        layer = GRU(8, return_sequences=True, dtype=policy)
+        layer.build((None, None, D))
+        layer.set_weights([np.random.default_rng(1).normal(scale=0.3, size=each.shape) for each in layer.weights])
+
+        def summed(sequence, layer=layer):
+            outputs = layer(sequence, training=True)
+            return [keras.ops.sum(keras.ops.cast(outputs, "float32"), keepdims=True)]
+
+        gradients.append(outputs_and_gradients(layer, summed, [sequence])[1])
+    for actual, wanted in zip(*gradients, strict=True):
+        assert np.linalg.norm(actual.astype("float32") - wanted) < 0.01 * np.linalg.norm(wanted)
 
 
 @cases(lambda case: not case.in_keras_loop)
@@ -463,6 +480,44 @@ def test_exported_graph_gives_the_same_outputs_and_holds_only_numbers(rng, tmp_p
 
 
 @pytest.mark.tensorflow_only
+def test_only_what_keras_runs_is_compiled_at_prediction():
+    import tensorflow as tf
+
+    def programs(graph):
+        functions = graph.as_graph_def().library.function
+        return [each.signature.name for each in functions if "_XlaMustCompile" in each.attr]
+
+    class Tracing(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs=None):
+            signature = [tf.TensorSpec((None, None, D))]
+            traced.append(tf.function(self.model, input_signature=signature).get_concrete_function().graph)
+
+    class Model(keras.Sequential):
+        def predict_step(self, data):
+            outputs = super().predict_step(data)
+            ran.append(tf.compat.v1.get_default_graph())
+            return outputs
+
+    traced, ran = [], []
+    model = Model([keras.Input((None, D)), GRU(U), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+    model.fit(np.zeros((B, T, D)), np.zeros((B, 1)), callbacks=[Tracing()], verbose=0)
+    model.predict(np.zeros((B, T, D)), verbose=0)
+    assert programs(ran[0])
+    assert not programs(traced[0])
+
+
+@pytest.mark.tensorflow_only
+def test_batch_without_examples_is_trained_on():
+    import tensorflow as tf
+
+    run = trained_step(CASES["GRU/layer_norm"].built("empty", dtype="float64"))
+    outputs = tf.function(run)(tf.zeros((0, T, D), "float64"), tf.zeros((0, T), "bool"))
+    assert tuple(outputs[0].shape) == (0, T, U)
+    assert not any(np.any(gradient) for gradient in outputs[2:])
+
+
+@pytest.mark.tensorflow_only
 def test_distributed_training_equals_training_on_one_device(rng):
     import tensorflow as tf
 
@@ -511,6 +566,11 @@ def test_cell_takes_its_shapes_and_dtype_from_its_configuration(cell_class):
 # Refusals.
 
 
+def twice(layer, first, second):
+    layer(first)
+    layer(second)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
@@ -524,12 +584,19 @@ def test_cell_takes_its_shapes_and_dtype_from_its_configuration(cell_class):
         (lambda: GRU(3, update_gate="other"), "update_gate"),
         (lambda: LSTMCell(3, longest_lag=2), "longest_lag"),
         (lambda: GRUCell(3, longest_lag=0), "longest_lag"),
+        (lambda: LSTM(3, longest_lag=9, use_bias=False), "longest_lag"),
+        (lambda: EchoState(3, layer_norm=True), "layer_norm"),
+        (lambda: EchoState(3, kernel_initializer="zeros"), "kernel_initializer"),
+        (lambda: RecurrentCell(3, layer_norm=True), "layer_norm"),
         (lambda: EchoState(3, leak=0.0), "leak"),
         (lambda: EchoState(3, connectivity=1.5), "connectivity"),
         (lambda: EchoState(3, spectral_radius=0.0), "spectral_radius"),
         (lambda: SparseReservoir(0.9, 0.5)((3, 4)), "shape"),
         (lambda: GRU(3, stateful=True, learned_initial_state=True), "stateful"),
         (lambda: GRU(3, stateful=True)(keras.Input((None, 4))), "stateful"),
+        (lambda: GRU(3, stateful=True)(np.zeros((2, 5, 4)), mask=np.ones((2, 5, 1), bool)), "mask"),
+        (lambda: GRU(3)(np.zeros((2, 5, 4)), mask=np.ones((2, 4), bool)), "mask"),
+        (lambda: twice(GRU(3, stateful=True), np.zeros((2, 5, 4)), np.zeros((3, 5, 4))), "3"),
         (lambda: GRU(3)(np.zeros((2, 5), "float32")), "sequence"),
         (lambda: GRU(3)(np.zeros((2, 5, 4), "float32"), initial_state=[np.zeros((2, 3))] * 2), "initial_state"),
         (lambda: LSTM(3)(np.zeros((2, 5, 4), "float32"), initial_state=[np.zeros((2, 4))] * 2), "initial_state"),

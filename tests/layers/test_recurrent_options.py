@@ -32,10 +32,17 @@ class MultiplicativeCell(RecurrentCell):
     gate_count = 2
     summed = (U,)
 
-    def step(self, states, recurrent_input, projected, product, vectors):
-        gate_sum, hidden_product = keras.ops.split(product(0, recurrent_input), 2, axis=-1)
+    def build(self, inputs_shape, states_shape=None):
+        super().build(inputs_shape)
+        self.scale = self.add_weight(shape=(self.units,), name="scale", initializer="ones")
+
+    def vectors(self):
+        return (*super().vectors(), self.scale)
+
+    def step(self, states, sums, projected, recurrent_input, product, vectors):
+        gate_sum, hidden_product = keras.ops.split(sums, 2, axis=-1)
         gate = keras.ops.sigmoid(gate_sum)
-        return (gate * states[0] + (1 - gate) * self.activation(projected * hidden_product),)
+        return (gate * states[0] + (1 - gate) * self.activation(vectors[0] * projected * hidden_product),)
 
 
 class SeparateCell(MultiplicativeCell):
@@ -43,13 +50,11 @@ class SeparateCell(MultiplicativeCell):
 
     summed = (0,)
 
-    def step(self, states, recurrent_input, projected, product, vectors):
+    def step(self, states, sums, projected, recurrent_input, product, vectors):
         gate_input, candidate_input = keras.ops.split(projected, 2, axis=-1)
-
-        def summed(index, factor):
-            return product(index, factor) + keras.ops.concatenate([gate_input, 0.0 * gate_input], axis=-1)
-
-        return super().step(states, recurrent_input, candidate_input, summed, vectors)
+        gate_product, hidden_product = keras.ops.split(sums, 2, axis=-1)
+        sums = keras.ops.concatenate([gate_input + gate_product, hidden_product], axis=-1)
+        return super().step(states, sums, candidate_input, recurrent_input, product, vectors)
 
 
 class Multiplicative(Recurrent):
@@ -123,11 +128,11 @@ def test_learned_initial_state_is_where_sequences_start_and_is_trained(rng):
     layer = LSTM(U, learned_initial_state=True)
     model = keras.Sequential([keras.Input((None, D)), layer])
     model.compile("sgd", "mse")
-    assert not any(np.any(state) for state in layer.first_states)
+    assert not any(np.any(state) for state in layer.learned_states)
     model.fit(normal(rng, B, T, D), np.ones((B, U)), verbose=0)
-    assert all(np.all(state) for state in layer.first_states)
+    assert all(np.all(state) for state in layer.learned_states)
 
-    sequence, start = normal(rng, B, T, D), [np.tile(state, (B, 1)) for state in layer.first_states]
+    sequence, start = normal(rng, B, T, D), [np.tile(state, (B, 1)) for state in layer.learned_states]
     np.testing.assert_array_equal(layer(sequence), layer(sequence, initial_state=start))
     assert (np.asarray(layer(sequence)) != np.asarray(layer(sequence, initial_state=[0 * x for x in start]))).any()
 
@@ -229,6 +234,12 @@ def test_directions_do_not_share_dropout_masks():
     layer = Bidirectional(LSTM(U, recurrent_dropout=0.5, seed=3))
     assert layer.forward_layer.seed != layer.backward_layer.seed
     assert Bidirectional.from_config(layer.get_config()).backward_layer.seed == layer.backward_layer.seed
+
+
+def test_dropout_and_zoneout_of_one_seed_draw_different_numbers():
+    layer = GRU(400, recurrent_dropout=0.5, zoneout=0.5, seed=3)
+    kept, zoned_out = layer._factors((1, 400), 0.5), layer.cell.draw_zoneout((1, 400))[0]
+    assert abs(np.corrcoef(np.ravel(kept) > 0, np.ravel(zoned_out))[0, 1]) < 0.2
 
 
 # Weights.

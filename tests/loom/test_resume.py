@@ -16,6 +16,7 @@ import pytest
 from support import SMALL_SENTIMENT, clean_environment, client, loom, same_weights, weights
 
 SETTINGS = (*SMALL_SENTIMENT, "--recurrent-dropout", "0.2", "--encoder", "gru", "--embedding-units", "8")
+SHORT = ("--epochs", "25", "--patience", "0")
 LONG = ("--epochs", "60", "--patience", "40")
 LONGER = ("--epochs", "250", "--patience", "0")
 
@@ -46,7 +47,7 @@ def train_and_kill(folder: Path, arguments: list[str], after_epoch: bool, second
 @pytest.mark.parametrize(
     ("kills", "length", "jit"),
     [
-        (2, LONG, "off"),
+        (2, SHORT, "off"),
         pytest.param(3, LONG, "on", marks=pytest.mark.slow),
         pytest.param(20, LONGER, "off", marks=pytest.mark.slow),
     ],
