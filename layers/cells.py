@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from layers.kernels import tanh
-from layers.recurrence import Batch, Product, Tensor, Tensors, Weights, advance, as_tuple, entering
+from layers.recurrence import Batch, Step, Tensor, Tensors, Weights, advance, as_tuple, entering
 
 Shape = tuple[int | None, ...]
 Activation = Callable[[Tensor], Tensor]
@@ -181,16 +181,8 @@ class RecurrentCell(keras.layers.Layer):
         matrices, vectors = (tuple(map(self._value, each)) for each in (self.matrices(), self.vectors()))
         return Weights(tuple(tensors), matrices, vectors)
 
-    def step(
-        self,
-        states: Tensors,
-        sums: Tensor,
-        projected: Tensor,
-        recurrent_input: Tensor,
-        product: Product,
-        vectors: Tensors,
-    ) -> Tensors:
-        """Returns the new states, see `layers.recurrence.Cell`."""
+    def step(self, now: Step) -> Tensors:
+        """Returns the new states, see `layers.recurrence.Step`."""
         raise NotImplementedError
 
     def draw_zoneout(self, shape: Any) -> Tensors:
@@ -239,9 +231,9 @@ class RecurrentCell(keras.layers.Layer):
             "seed": self.seed,
         }
 
-    def _normalized(self, sums: Tensor, projected: Tensor, vectors: Tensors) -> Tensor:
+    def _normalized_sums(self, now: Step) -> Tensor:
         """Returns the sums of input and recurrent product, the latter normalized if told so."""
-        return projected + normalized(sums) * vectors[0] if self.layer_norm else sums
+        return now.projected + normalized(now.sums) * now.vectors[0] if self.layer_norm else now.sums
 
     def _is_plain(self) -> bool:
         return self.use_bias and not self.layer_norm and not any(self.zoneout)
@@ -336,17 +328,9 @@ class ElmanCell(RecurrentCell):
         modes = {keras.activations.tanh: "rnn_tanh", keras.activations.relu: "rnn_relu"}
         return modes.get(self.activation) if self._is_plain() else None
 
-    def step(
-        self,
-        states: Tensors,
-        sums: Tensor,
-        projected: Tensor,
-        recurrent_input: Tensor,
-        product: Product,
-        vectors: Tensors,
-    ) -> Tensors:
+    def step(self, now: Step) -> Tensors:
         """Returns the new hidden state."""
-        return (_activated(self.activation, self._normalized(sums, projected, vectors)),)
+        return (_activated(self.activation, self._normalized_sums(now)),)
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")
@@ -423,19 +407,10 @@ class LSTMCell(GatedCell):
         state_norm = (self.state_gain, self.state_shift) if self.layer_norm else ()
         return (*super().vectors(), *state_norm, *((self.peephole,) if self.peepholes else ()))
 
-    def step(
-        self,
-        states: Tensors,
-        sums: Tensor,
-        projected: Tensor,
-        recurrent_input: Tensor,
-        product: Product,
-        vectors: Tensors,
-    ) -> Tensors:
+    def step(self, now: Step) -> Tensors:
         """Returns the new hidden state and the new cell state."""
-        cell_state = states[1]
-        sums = self._normalized(sums, projected, vectors)
-        input_sum, forget_sum, candidate_sum, output_sum = ops.split(sums, 4, axis=-1)
+        cell_state, vectors = now.states[1], now.vectors
+        input_sum, forget_sum, candidate_sum, output_sum = ops.split(self._normalized_sums(now), 4, axis=-1)
         if self.peepholes:
             input_peephole, forget_peephole, output_peephole = ops.split(vectors[-1], 3, axis=-1)
             input_sum = input_sum + input_peephole * cell_state
@@ -540,18 +515,11 @@ class GRUCell(GatedCell):
         recurrent_bias = (self.bias[1],) if self.reset_after and self.use_bias else ()
         return (*super().vectors(), *recurrent_bias)
 
-    def step(
-        self,
-        states: Tensors,
-        sums: Tensor,
-        projected: Tensor,
-        recurrent_input: Tensor,
-        product: Product,
-        vectors: Tensors,
-    ) -> Tensors:
+    def step(self, now: Step) -> Tensors:
         """Returns the new hidden state."""
-        (hidden_state,) = states
-        gate_sum, candidate_product = self._cut(sums)  # of the latter there is none with the reset before it
+        (hidden_state,) = now.states
+        projected, vectors = now.projected, now.vectors
+        gate_sum, candidate_product = self._cut(now.sums)  # of the latter there is none with the reset before it
         if self.layer_norm:
             gate_input, projected = self._cut(projected)
             gate_gain, candidate_gain = self._cut(vectors[0])
@@ -567,7 +535,7 @@ class GRUCell(GatedCell):
                 candidate_product = candidate_product + candidate_bias
             candidate_sum = projected + reset_gate * candidate_product
         else:
-            candidate_sum = product(1, reset_gate * recurrent_input)
+            candidate_sum = now.product(1, reset_gate * now.recurrent_input)
             if self.layer_norm:
                 candidate_sum = projected + normalized(candidate_sum) * candidate_gain
         candidate = _activated(self.activation, candidate_sum)
@@ -671,18 +639,10 @@ class EchoStateCell(RecurrentCell):
         self.input_scale = input_scale
         self.bias_scale = bias_scale
 
-    def step(
-        self,
-        states: Tensors,
-        sums: Tensor,
-        projected: Tensor,
-        recurrent_input: Tensor,
-        product: Product,
-        vectors: Tensors,
-    ) -> Tensors:
+    def step(self, now: Step) -> Tensors:
         """Returns the new hidden state."""
-        candidate = _activated(self.activation, sums)
-        return (states[0] + self.leak * (candidate - states[0]),)
+        candidate = _activated(self.activation, now.sums)
+        return (now.states[0] + self.leak * (candidate - now.states[0]),)
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""

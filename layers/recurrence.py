@@ -46,26 +46,29 @@ class Cell(Protocol):
         """Returns what a step reads of its input, for the inputs of any number of steps."""
         ...
 
-    def step(
-        self,
-        states: Tensors,
-        sums: Tensor,
-        projected: Tensor,
-        recurrent_input: Tensor,
-        product: "Product",
-        vectors: Tensors,
-    ) -> Tensors:
-        """Returns the new states.
-
-        Args:
-            states: The old states, `(batch, units)` each, the hidden state first.
-            sums: The recurrent input times the first matrix, with projected input added as `summed` says.
-            projected: The columns of the projected input that are in no sum, `(batch, columns)`.
-            recurrent_input: The hidden state, thinned out by recurrent dropout.
-            product: Multiplies by the other recurrent matrices, see `Product`.
-            vectors: The other weights of the step.
-        """
+    def step(self, now: "Step") -> Tensors:
+        """Returns the new states."""
         ...
+
+
+class Step(NamedTuple):
+    """What a cell reads in one time step.
+
+    Attributes:
+        states: The old states, `(batch, units)` each, the hidden state first.
+        sums: The recurrent input times the first matrix, with projected input added as `summed` says.
+        projected: The columns of the projected input that are in no sum, `(batch, columns)`.
+        recurrent_input: The hidden state, thinned out by recurrent dropout, `(batch, units)`.
+        product: Multiplies by the other recurrent matrices, see `Product`.
+        vectors: The other weights of the step.
+    """
+
+    states: Tensors
+    sums: Tensor
+    projected: Tensor
+    recurrent_input: Tensor
+    product: "Product"
+    vectors: Tensors
 
 
 class Product(Protocol):
@@ -113,15 +116,15 @@ class Batch(NamedTuple):
     def cut(self, part: "Span", place: "Span", states: Tensors | None = None) -> "Batch":
         """Returns some steps of some of the examples, which may start from other states."""
 
-        def cut(tensor: Tensor | None, *spans: Span) -> Tensor | None:
+        def part_of(tensor: Tensor | None, *spans: Span) -> Tensor | None:
             return None if tensor is None else _cut(tensor, *spans)
 
         return Batch(
             _cut(self.sequence, part, place),
             tuple(_cut(each, part) for each in self.initial_states) if states is None else states,
-            cut(self.mask, part, place),
-            cut(self.input_factors, part),
-            cut(self.recurrent_factors, part),
+            part_of(self.mask, part, place),
+            part_of(self.input_factors, part),
+            part_of(self.recurrent_factors, part),
             tuple(_cut(each, part, place) for each in self.zoned_out),
         )
 
@@ -332,20 +335,34 @@ class Recurrence:
             reverse=True,
             steps=steps,
         )
-        product_gradients, rest, later_factors = _grouped(
-            outputs, [len(saved.products), len(saved.projected), len(saved.products) - 1]
-        )
-        summed = [_columns(each, 0, width) for each, width in zip(product_gradients, cell.summed, strict=True) if width]
+        states_and_totals = _grouped(carry, [state_count, len(weights.vectors)])
+        of_steps = _grouped(outputs, [len(saved.products), len(saved.projected), len(saved.products) - 1])
+        return self._gathered(batch, weights, saved.histories[0], *states_and_totals, *of_steps)
+
+    def _gathered(
+        self,
+        batch: Batch,
+        weights: Weights,
+        hidden_states: Tensor,
+        state_gradients: Tensors,
+        totals: Tensors,
+        product_gradients: Tensors,
+        rest: Tensors,
+        later_factors: Tensors,
+    ) -> Tensors:
+        """Returns the gradients by sequence, states and weights, from those of all steps."""
+        summed = [
+            _columns(each, 0, width) for each, width in zip(product_gradients, self.cell.summed, strict=True) if width
+        ]
         input_gradient = _side_by_side([*summed, *rest], axis=-1)
-        factors = [_dropped(saved.histories[0][:-1], batch.recurrent_factors), *later_factors]
+        factors = [_dropped(hidden_states[:-1], batch.recurrent_factors), *later_factors]
         matrix_gradients = [_summed_product(*pair) for pair in zip(factors, product_gradients, strict=True)]
 
         def project(sequences: Tensors, projection: Tensors) -> tuple[Tensors, Tensors]:
-            return (cell.project(self._inputs(batch, sequences[0]), projection),), ()
+            return (self.cell.project(self._inputs(batch, sequences[0]), projection),), ()
 
         arguments = ((batch.sequence,), weights.projection)
         (sequence_gradients, projection_gradients), _ = pulled_back(project, arguments, (input_gradient,))
-        state_gradients, totals = carry[:state_count], carry[state_count:]
         vector_gradients = (ops.cast(each, like.dtype) for each, like in zip(totals, weights.vectors, strict=True))
         return (*sequence_gradients, *state_gradients, *projection_gradients, *matrix_gradients, *vector_gradients)
 
@@ -412,7 +429,8 @@ def advance(
     constraints = list(constraints)
     valid = constraints.pop(0) if batch.mask is not None else None
     recurrent_input = _dropped(states[0], batch.recurrent_factors)
-    new_states = cell.step(states, product(0, recurrent_input), projected, recurrent_input, product, vectors)
+    sums = product(0, recurrent_input)
+    new_states = cell.step(Step(states, sums, projected, recurrent_input, product, vectors))
     if any(cell.zoneout):
         new_states = tuple(
             _zoned_out(old, new, rate, constraints)

@@ -596,7 +596,7 @@ def twice(layer, first, second):
         (lambda: GRU(3, stateful=True)(keras.Input((None, 4))), "stateful"),
         (lambda: GRU(3, stateful=True)(np.zeros((2, 5, 4)), mask=np.ones((2, 5, 1), bool)), "mask"),
         (lambda: GRU(3)(np.zeros((2, 5, 4)), mask=np.ones((2, 4), bool)), "mask"),
-        (lambda: twice(GRU(3, stateful=True), np.zeros((2, 5, 4)), np.zeros((3, 5, 4))), "3"),
+        (lambda: twice(GRU(3, stateful=True), np.zeros((2, 5, 4)), np.zeros((3, 5, 4))), "stateful"),
         (lambda: GRU(3)(np.zeros((2, 5), "float32")), "sequence"),
         (lambda: GRU(3)(np.zeros((2, 5, 4), "float32"), initial_state=[np.zeros((2, 3))] * 2), "initial_state"),
         (lambda: LSTM(3)(np.zeros((2, 5, 4), "float32"), initial_state=[np.zeros((2, 4))] * 2), "initial_state"),

@@ -39,10 +39,11 @@ class MultiplicativeCell(RecurrentCell):
     def vectors(self):
         return (*super().vectors(), self.scale)
 
-    def step(self, states, sums, projected, recurrent_input, product, vectors):
-        gate_sum, hidden_product = keras.ops.split(sums, 2, axis=-1)
+    def step(self, now):
+        gate_sum, hidden_product = keras.ops.split(now.sums, 2, axis=-1)
         gate = keras.ops.sigmoid(gate_sum)
-        return (gate * states[0] + (1 - gate) * self.activation(vectors[0] * projected * hidden_product),)
+        candidate = self.activation(now.vectors[0] * now.projected * hidden_product)
+        return (gate * now.states[0] + (1 - gate) * candidate,)
 
 
 class SeparateCell(MultiplicativeCell):
@@ -50,11 +51,11 @@ class SeparateCell(MultiplicativeCell):
 
     summed = (0,)
 
-    def step(self, states, sums, projected, recurrent_input, product, vectors):
-        gate_input, candidate_input = keras.ops.split(projected, 2, axis=-1)
-        gate_product, hidden_product = keras.ops.split(sums, 2, axis=-1)
+    def step(self, now):
+        gate_input, candidate_input = keras.ops.split(now.projected, 2, axis=-1)
+        gate_product, hidden_product = keras.ops.split(now.sums, 2, axis=-1)
         sums = keras.ops.concatenate([gate_input + gate_product, hidden_product], axis=-1)
-        return super().step(states, sums, candidate_input, recurrent_input, product, vectors)
+        return super().step(now._replace(sums=sums, projected=candidate_input))
 
 
 class Multiplicative(Recurrent):
