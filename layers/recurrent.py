@@ -264,7 +264,7 @@ class Recurrent(keras.layers.Layer):
             raise ValueError(f"mask of {self.name} must have shape (batch, time), {sizes}, got {tuple(mask.shape)}.")
         if self.stateful and not _may_be_equal(sizes[:1], self.kept_states[0].shape[:1]):
             raise ValueError(
-                f"stateful: {self.name} was built for {self.kept_states[0].shape[0]} examples, got {sizes[0]}."
+                f"{self.name} is stateful and was built for {self.kept_states[0].shape[0]} examples, got {sizes[0]}."
             )
 
     def _padded(self, batch: Batch, length: Any) -> Batch:
