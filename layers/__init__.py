@@ -1,18 +1,27 @@
 """Keras layers for the applications. Nothing here imports another part of this repository."""
 
+from layers.attention import AdditiveAttention, MultiHeadAttention, MultiplicativeAttention
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell
 from layers.composed import Bidirectional, Stacked
 from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch_weights
+from layers.crf import CRF, CRFLoss, viterbi
 from layers.dates import DateFeatures
-from layers.losses import PerceptronLoss
+from layers.losses import PerceptronLoss, TripletLoss
+from layers.normalization import BatchNorm, LayerNorm, RMSNorm
+from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, sinusoids
 from layers.recurrent import GRU, LSTM, EchoState, Elman
 from layers.text import BagOfWordPairs, MaskedPooling1D, PairRows, Segmented, Shorten, standardize_text
+from layers.transformer import TransformerDecoderBlock, TransformerEncoderBlock
 
 __all__ = [
+    "CRF",
     "GRU",
     "LSTM",
+    "AdditiveAttention",
     "BagOfWordPairs",
+    "BatchNorm",
     "Bidirectional",
+    "CRFLoss",
     "DateFeatures",
     "EchoState",
     "EchoStateCell",
@@ -20,15 +29,27 @@ __all__ = [
     "ElmanCell",
     "GRUCell",
     "LSTMCell",
+    "LayerNorm",
+    "LearnedPositions",
     "MaskedPooling1D",
+    "MultiHeadAttention",
+    "MultiplicativeAttention",
     "PairRows",
     "PerceptronLoss",
+    "RMSNorm",
+    "RotaryPositions",
     "Segmented",
     "Shorten",
+    "SinusoidalPositions",
     "Stacked",
+    "TransformerDecoderBlock",
+    "TransformerEncoderBlock",
+    "TripletLoss",
     "from_keras",
     "from_torch_weights",
+    "sinusoids",
     "standardize_text",
     "to_keras",
     "to_torch_weights",
+    "viterbi",
 ]

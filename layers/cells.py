@@ -12,8 +12,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from layers.derivatives import Tensor, Tensors, as_tuple
 from layers.kernels import tanh
-from layers.recurrence import Batch, Step, Tensor, Tensors, Weights, advance, as_tuple, entering
+from layers.normalization import standardized
+from layers.recurrence import Batch, Step, Weights, advance, entering
 
 Shape = tuple[int | None, ...]
 Activation = Callable[[Tensor], Tensor]
@@ -171,7 +173,7 @@ class RecurrentCell(keras.layers.Layer):
         kernel, *others = projection
         projected = ops.matmul(inputs, kernel)
         if self.layer_norm:
-            projected = normalized(projected) * others.pop(0)
+            projected = standardized(projected) * others.pop(0)
         return projected + others[0] if self.use_bias else projected
 
     def tensors(self) -> Weights:
@@ -233,7 +235,7 @@ class RecurrentCell(keras.layers.Layer):
 
     def _normalized_sums(self, now: Step) -> Tensor:
         """Returns the sums of input and recurrent product, the latter normalized if told so."""
-        return now.projected + normalized(now.sums) * now.vectors[0] if self.layer_norm else now.sums
+        return now.projected + standardized(now.sums) * now.vectors[0] if self.layer_norm else now.sums
 
     def _is_plain(self) -> bool:
         return self.use_bias and not self.layer_norm and not any(self.zoneout)
@@ -419,7 +421,7 @@ class LSTMCell(GatedCell):
         new_cell_state = forget_gate * cell_state + input_gate * _activated(self.activation, candidate_sum)
         if self.peepholes:
             output_sum = output_sum + output_peephole * new_cell_state
-        shown = normalized(new_cell_state) * vectors[1] + vectors[2] if self.layer_norm else new_cell_state
+        shown = standardized(new_cell_state) * vectors[1] + vectors[2] if self.layer_norm else new_cell_state
         return self.recurrent_activation(output_sum) * _activated(self.activation, shown), new_cell_state
 
     def get_config(self) -> dict[str, Any]:
@@ -523,21 +525,21 @@ class GRUCell(GatedCell):
         if self.layer_norm:
             gate_input, projected = self._cut(projected)
             gate_gain, candidate_gain = self._cut(vectors[0])
-            gate_sum = gate_input + normalized(gate_sum) * gate_gain
+            gate_sum = gate_input + standardized(gate_sum) * gate_gain
         if self.reset_after and self.use_bias:
             gate_bias, candidate_bias = self._cut(vectors[-1])
             gate_sum = gate_sum + gate_bias
         update_gate, reset_gate = ops.split(self.recurrent_activation(gate_sum), 2, axis=-1)
         if self.reset_after:
             if self.layer_norm:
-                candidate_product = normalized(candidate_product) * candidate_gain
+                candidate_product = standardized(candidate_product) * candidate_gain
             if self.use_bias:
                 candidate_product = candidate_product + candidate_bias
             candidate_sum = projected + reset_gate * candidate_product
         else:
             candidate_sum = now.product(1, reset_gate * now.recurrent_input)
             if self.layer_norm:
-                candidate_sum = projected + normalized(candidate_sum) * candidate_gain
+                candidate_sum = projected + standardized(candidate_sum) * candidate_gain
         candidate = _activated(self.activation, candidate_sum)
         if self.update_gate == "keep":
             return (candidate + update_gate * (hidden_state - candidate),)
@@ -696,15 +698,6 @@ class SparseReservoir(keras.initializers.Initializer):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {"spectral_radius": self.spectral_radius, "connectivity": self.connectivity, "seed": self.seed}
-
-
-def normalized(tensor: Tensor, epsilon: float = 1e-5) -> Tensor:
-    """Returns a tensor with mean 0 and variance 1 along the last axis, computed in at least float32."""
-    # Not `ops.mean`: on JAX, Keras takes the mean of float64 in float32.
-    precise = ops.cast(tensor, "float64" if keras.backend.standardize_dtype(tensor.dtype) == "float64" else "float32")
-    centred = precise - ops.sum(precise, axis=-1, keepdims=True) / precise.shape[-1]
-    variance = ops.sum(centred * centred, axis=-1, keepdims=True) / precise.shape[-1]
-    return ops.cast(centred * ops.rsqrt(variance + epsilon), tensor.dtype)
 
 
 def _activated(activation: Activation, tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from layers.recurrence import Tensor, Tensors, as_tuple
+from layers.derivatives import Tensor, Tensors, as_tuple
 from layers.recurrent import Recurrent, Shape
 
 

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from keras import ops
 
 from layers.cells import RecurrentCell
+from layers.derivatives import Tensor, Tensors
 from layers.kernels import cudnn
-from layers.recurrence import Batch, Tensor, Tensors
+from layers.recurrence import Batch
 
 GATE_ORDER = {"lstm": (0, 1, 2, 3), "gru": (1, 0, 2), "rnn_tanh": (0,), "rnn_relu": (0,)}
 """Where cuDNN's gates stand in the weights of a cell: i, f, c, o for an LSTM; r, z, h for a GRU."""

@@ -19,13 +19,11 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Protocol
 
-import keras
-from keras import ops, tree
+from keras import ops
 
+from layers.derivatives import Tensor, Tensors, with_gradient
 from layers.kernels import compiled, projects_in_loop, pulled_back, scan
-
-Tensor = Any
-Tensors = tuple[Tensor, ...]
+from layers.masking import precise_dtype
 
 
 class Cell(Protocol):
@@ -179,38 +177,24 @@ class Recurrence:
             (sequence,), initial_states, *parts = _grouped(tensors, sizes)
             return batch._replace(sequence=sequence, initial_states=initial_states), Weights(*parts)
 
-        def plain(tensors: Tensors) -> tuple[Tensors, Tensors]:
-            return self.differentiable(*filled(tensors)), ()
+        def plain(tensors: Tensors) -> Tensors:
+            return self.differentiable(*filled(tensors))
 
-        def plain_gradients(tensors: Tensors, upstream: Tensors) -> tuple[Tensors, Tensors]:
-            (gradients,), _ = pulled_back(plain, (tensors,), upstream)
-            return tuple(gradients), ()
-
-        @ops.custom_gradient
-        def recurrence(*tensors: Tensor) -> tuple[Tensors, Any]:
+        def forward(tensors: Tensors) -> tuple[Tensors, Any]:
             of_parts = [self._run_forward(*filled(tensors), part) for part in self._parts]
             results, saved = zip(*of_parts, strict=True)
-            saved = tree.map_structure(ops.stop_gradient, saved)  # JAX wants to be told
+            return _joined(results), saved
 
-            @ops.custom_gradient
-            def gradients(*arguments: Tensor) -> tuple[Tensors, Any]:
-                tensors, upstream = _grouped(arguments, [sum(sizes), len(results[0])])
+        def backward(tensors: Tensors, saved: Any, upstream: Tensors) -> Tensors:
+            of_parts = [
+                self._run_backward(*filled(tensors), each, upstream, part)
+                for each, part in zip(saved, self._parts, strict=True)
+            ]
+            of_examples, of_weights = zip(*of_parts, strict=True)
+            return (*_joined(of_examples), *_summed(of_weights))
 
-                def second_gradients(*upstream_of_gradients: Any) -> Tensors:
-                    by_arguments, _ = pulled_back(plain_gradients, (tensors, upstream), _one(upstream_of_gradients))
-                    return tuple(each for group in by_arguments for each in group)
-
-                of_parts = [
-                    self._run_backward(*filled(tensors), each, upstream, part)
-                    for each, part in zip(saved, self._parts, strict=True)
-                ]
-                of_examples, of_weights = zip(*of_parts, strict=True)
-                return (*_joined(of_examples), *_summed(of_weights)), second_gradients
-
-            return _joined(results), lambda *upstream: tuple(gradients(*tensors, *_one(upstream)))
-
-        tensors = recurrence(batch.sequence, *batch.initial_states, *(each for part in weights for each in part))
-        return tuple(tensors)
+        tensors = (batch.sequence, *batch.initial_states, *(each for part in weights for each in part))
+        return with_gradient(plain, forward, backward)(tensors)
 
     def _run_forward(self, batch: Batch, weights: Weights, part: Span) -> tuple[Tensors, Sequence["_Saved"]]:
         """Returns the results for a part of the batch, and what the chunks of time saved."""
@@ -329,7 +313,7 @@ class Recurrence:
         widths += [matrix.shape[0] for matrix in weights.matrices[1:]]
         carry, outputs, _ = scan(
             step,
-            (*state_gradients, *(ops.zeros_like(each, dtype=_summing_dtype(each)) for each in weights.vectors)),
+            (*state_gradients, *(ops.zeros_like(each, dtype=precise_dtype(each)) for each in weights.vectors)),
             [each for group in sequences for each in group],
             widths,
             reverse=True,
@@ -462,22 +446,6 @@ def _remembered(value: Tensor, transposed_matrix: Tensor, factor: Tensor, plus: 
         return ops.copy(value), gradient
 
     return product(factor, plus)
-
-
-def as_tuple(tensors: Any) -> Tensors:
-    """Returns one tensor or several as a tuple."""
-    return tuple(tensors) if isinstance(tensors, (tuple, list)) else (tensors,)
-
-
-def _summing_dtype(tensor: Tensor) -> str:
-    """Returns the dtype to sum many steps in: halves would not grow any more after a few hundred."""
-    dtype = keras.backend.standardize_dtype(tensor.dtype)
-    return "float32" if dtype in ("float16", "bfloat16") else dtype
-
-
-def _one(upstream: tuple[Any, ...]) -> Tensors:
-    """Returns the gradients of several results: TensorFlow passes one argument for each, JAX one tuple of them."""
-    return as_tuple(upstream[0]) if len(upstream) == 1 else upstream
 
 
 def _spans(sizes: Sequence[Any]) -> list[Span]:

@@ -14,8 +14,9 @@ from keras import ops
 
 from layers import cudnn
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell, RecurrentCell
+from layers.derivatives import Tensor, Tensors, as_tuple
 from layers.kernels import batch_parts, cudnn_excludes_jit, has_cudnn, padded_length, time_chunks
-from layers.recurrence import Batch, Recurrence, Tensor, Tensors, as_tuple
+from layers.recurrence import Batch, Recurrence
 
 Shape = tuple[int | None, ...]
 

@@ -10,9 +10,11 @@ if keras.backend.backend() not in SUPPORTED_BACKENDS:
     raise ImportError(f"layers run on the backends {SUPPORTED_BACKENDS}, got KERAS_BACKEND={keras.backend.backend()!r}")
 
 _kernels = import_module(f"{__name__}.{keras.backend.backend()}")
-batch_parts, compiled, padded_length = _kernels.batch_parts, _kernels.compiled, _kernels.padded_length
+batch_parts, compiled, group_parts = _kernels.batch_parts, _kernels.compiled, _kernels.group_parts
+padded_length, prefers_blocks, uniform = _kernels.padded_length, _kernels.prefers_blocks, _kernels.uniform
 projects_in_loop, scan = _kernels.projects_in_loop, _kernels.scan
 pulled_back, tanh, time_chunks = _kernels.pulled_back, _kernels.tanh, _kernels.time_chunks
+required = _kernels.required
 cudnn, cudnn_excludes_jit, has_cudnn = _kernels.cudnn, _kernels.cudnn_excludes_jit, _kernels.has_cudnn
 
 __all__ = [
@@ -20,11 +22,15 @@ __all__ = [
     "compiled",
     "cudnn",
     "cudnn_excludes_jit",
+    "group_parts",
     "has_cudnn",
     "padded_length",
+    "prefers_blocks",
     "projects_in_loop",
     "pulled_back",
+    "required",
     "scan",
     "tanh",
     "time_chunks",
+    "uniform",
 ]

@@ -8,6 +8,9 @@ from jax.experimental import rnn
 
 Tensors = tuple[jax.Array, ...]
 
+LONG_ROW = 1024
+"""Fewest steps, of queries and keys, whose attention is computed in blocks."""
+
 # `keras.ops.tanh` on JAX computes float64 in float32.
 tanh = jax.numpy.tanh
 
@@ -55,6 +58,23 @@ def batch_parts(batch_size: int, training: bool) -> list[int]:
     return [batch_size]
 
 
+def group_parts(count: int, training: bool) -> list[int]:
+    """Returns everything as one part."""
+    del training
+    return [count]
+
+
+def prefers_blocks(query_steps: int, key_steps: int, training: bool) -> bool:
+    """Returns whether attention is computed in blocks, for the sake of memory."""
+    del training
+    return query_steps * key_steps >= LONG_ROW**2
+
+
+def uniform(seed: jax.Array, number: Any, shape: Sequence[int]) -> jax.Array:
+    """Returns random numbers in [0, 1), the same ones for the same seed and number."""
+    return jax.random.uniform(jax.random.fold_in(seed.astype("uint32"), number), shape)
+
+
 def padded_length(steps: int, training: bool) -> None:
     """Returns nothing: on JAX all shapes are known."""
 
@@ -71,6 +91,15 @@ def pulled_back(
     """Returns the gradients of a function by its arguments, and the second of its two results."""
     _, pull_back, others = jax.vjp(function, *arguments, has_aux=True)
     return pull_back(tuple(upstream)), others
+
+
+def required(condition: jax.Array, message: str, tensor: jax.Array) -> jax.Array:
+    """Returns a tensor, or NaN where a program finds a condition to be false; raises where it is known before."""
+    if isinstance(condition, jax.core.Tracer):
+        return jax.numpy.where(condition, tensor, jax.numpy.nan)
+    if not condition:
+        raise ValueError(message)
+    return tensor
 
 
 def has_cudnn(mode: str, dtype: str, training: bool) -> bool:

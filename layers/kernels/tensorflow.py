@@ -23,6 +23,12 @@ MINIMUM_PART = 16
 LONG = 2**15
 """Fewest steps times units worth several loops: below, starting a program costs more than its memory is worth."""
 
+SHORT = 64
+"""Fewest steps, of queries and keys, whose attention is worth programs in blocks of their own."""
+
+LONG_ROW = 1024
+"""Fewest steps, of queries and keys, whose attention is computed in blocks for the sake of memory."""
+
 tanh = tf.tanh
 
 
@@ -113,6 +119,47 @@ def batch_parts(batch_size: Any, training: bool) -> list[Any]:
     return [tf.clip_by_value(batch_size - part * size, 0, size) for part in range(count)]
 
 
+def group_parts(count: Any, training: bool) -> list[Any]:
+    """Returns the sizes of the parts of independent pieces of work, one per core; some may be zero."""
+    if not _is_compiled(training) or _has_gpu():
+        return [count]
+    cores = tf.config.threading.get_inter_op_parallelism_threads() or _cores()
+    size = -(-count // cores)
+    if isinstance(count, int):
+        return [min(size, count - start) for start in range(0, count, max(size, 1))] or [0]
+    return [tf.clip_by_value(count - part * size, 0, size) for part in range(cores)]
+
+
+def prefers_blocks(query_steps: Any, key_steps: Any, training: bool) -> Any:
+    """Returns whether attention is computed in blocks: a bool, or a boolean tensor where a length is unknown.
+
+    Programs of their own, one per core, keep the scores of a head in the core's cache, which pays early. Within one
+    program, and on a GPU, it is for the memory. A graph that may be exported has blocks only where they must be.
+    """
+    known = isinstance(query_steps, int) and isinstance(key_steps, int)
+    if _is_compiled(training) and not _has_gpu():
+        smallest = SHORT
+    elif known or tf.executing_eagerly() or _is_in_program() or training:
+        smallest = LONG_ROW
+    else:
+        return False
+    if not known:
+        query_steps, key_steps = (tf.cast(steps, "int64") for steps in (query_steps, key_steps))
+    return query_steps * key_steps >= smallest**2
+
+
+def uniform(seed: tf.Tensor, number: Any, shape: Sequence[Any]) -> tf.Tensor:
+    """Returns random numbers in [0, 1), the same ones for the same seed and number.
+
+    Args:
+        seed: Two integers, as a `keras.random.SeedGenerator` draws them.
+        number: An integer.
+        shape: The shape.
+    """
+    seed = tf.cast(seed, "int64")
+    return tf.random.stateless_uniform(shape, [seed[0], seed[1] + tf.cast(number, "int64") * 2**32], alg="philox")
+
+
 def padded_length(steps: Any, training: bool) -> Any:
     """Returns a length to pad sequences to, so that few shapes are compiled, or None where that makes no difference.
 
@@ -154,6 +201,31 @@ def pulled_back(
         results, others = function(*arguments)
     gradients = tape.gradient(results, arguments, upstream, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return gradients, others
+
+
+def required(condition: tf.Tensor, message: str, tensor: tf.Tensor) -> tf.Tensor:
+    """Returns a tensor, provided that a condition holds.
+
+    Args:
+        condition: A boolean scalar.
+        message: What is wrong if it is false.
+        tensor: What to return.
+
+    Returns:
+        The tensor; in an XLA program, which cannot stop, full of NaN if the condition is false.
+
+    Raises:
+        ValueError: If the condition is false, outside graphs.
+        tf.errors.InvalidArgumentError: If the condition is false when a graph runs.
+    """
+    if tf.executing_eagerly():
+        if not condition:
+            raise ValueError(message)
+        return tensor
+    if _is_in_program():
+        return tf.where(condition, tensor, tf.constant(float("nan"), tensor.dtype))
+    with tf.control_dependencies([tf.debugging.Assert(condition, [message])]):
+        return tf.identity(tensor)
 
 
 def has_cudnn(mode: str, dtype: str, training: bool) -> bool:
