@@ -13,7 +13,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from layers.kernels import required
+from layers.kernels import cos, required, sin
 from layers.masking import precise_dtype, valid_only
 
 Tensor = Any
@@ -42,7 +42,7 @@ def sinusoids(positions: Tensor, features: int, longest: float = 10_000.0, dtype
         [0.8415, 0.5403, 0.0464, 0.9989, 0.0022, 1.0]
     """
     angles = _angles(positions, features, longest, dtype)
-    pairs = ops.stack([ops.sin(angles), ops.cos(angles)], axis=-1)
+    pairs = ops.stack([sin(angles), cos(angles)], axis=-1)
     return ops.reshape(pairs, (*ops.shape(positions), 2 * angles.shape[-1]))[..., :features]
 
 
@@ -231,7 +231,7 @@ class RotaryPositions(_Wave):
         half = sequence.shape[-1] // 2
         angles = _angles(_positions(sequence, start), 2 * half, self.longest, precise_dtype(sequence))
         angles = ops.reshape(angles, (-1, *(1,) * (len(sequence.shape) - 3), half))
-        cosines, sines = ops.cast(ops.cos(angles), sequence.dtype), ops.cast(ops.sin(angles), sequence.dtype)
+        cosines, sines = ops.cast(cos(angles), sequence.dtype), ops.cast(sin(angles), sequence.dtype)
         first, second = sequence[..., :half], sequence[..., half:]
         return ops.concatenate([first * cosines - second * sines, first * sines + second * cosines], axis=-1)
 

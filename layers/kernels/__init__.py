@@ -14,12 +14,13 @@ batch_parts, compiled, group_parts = _kernels.batch_parts, _kernels.compiled, _k
 padded_length, prefers_blocks, uniform = _kernels.padded_length, _kernels.prefers_blocks, _kernels.uniform
 projects_in_loop, scan = _kernels.projects_in_loop, _kernels.scan
 pulled_back, tanh, time_chunks = _kernels.pulled_back, _kernels.tanh, _kernels.time_chunks
-required = _kernels.required
+cos, required, sin = _kernels.cos, _kernels.required, _kernels.sin
 cudnn, cudnn_excludes_jit, has_cudnn = _kernels.cudnn, _kernels.cudnn_excludes_jit, _kernels.has_cudnn
 
 __all__ = [
     "batch_parts",
     "compiled",
+    "cos",
     "cudnn",
     "cudnn_excludes_jit",
     "group_parts",
@@ -30,6 +31,7 @@ __all__ = [
     "pulled_back",
     "required",
     "scan",
+    "sin",
     "tanh",
     "time_chunks",
     "uniform",

@@ -11,8 +11,8 @@ Tensors = tuple[jax.Array, ...]
 LONG_ROW = 1024
 """Fewest steps, of queries and keys, whose attention is computed in blocks."""
 
-# `keras.ops.tanh` on JAX computes float64 in float32.
-tanh = jax.numpy.tanh
+# Those in `keras.ops` compute float64 in float32 on JAX.
+cos, sin, tanh = jax.numpy.cos, jax.numpy.sin, jax.numpy.tanh
 
 
 def scan(

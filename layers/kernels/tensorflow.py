@@ -29,7 +29,7 @@ SHORT = 64
 LONG_ROW = 1024
 """Fewest steps, of queries and keys, whose attention is computed in blocks for the sake of memory."""
 
-tanh = tf.tanh
+cos, sin, tanh = tf.cos, tf.sin, tf.tanh
 
 
 def scan(
