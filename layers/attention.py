@@ -526,7 +526,7 @@ class MultiHeadAttention(Attention):
         sequence = valid_only(sequence, valid)
         new_keys, new_values = self._keys_and_values(sequence, sequence, start)
         message = f"{self.name}: the cache has room for {room} steps, and more were read"
-        start = required(start + steps <= room, message, start)
+        new_keys = required(start + steps <= room, message, new_keys)
         cache = KeysAndValues(
             ops.slice_update(cache.keys, [0, 0, start, 0], new_keys),
             ops.slice_update(cache.values, [0, 0, start, 0], new_values),

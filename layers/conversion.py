@@ -1,4 +1,4 @@
-"""Recurrent layers and their weights to and from Keras' own layers and PyTorch. PyTorch need not be installed."""
+"""Layers and their weights to and from Keras' own layers and PyTorch. PyTorch need not be installed."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ import numpy as np
 from keras.layers import Layer
 from numpy.typing import ArrayLike
 
+from layers.attention import MultiHeadAttention
+from layers.attention_conversion import (
+    from_keras_attention,
+    from_torch_attention_weights,
+    to_keras_attention,
+    to_torch_attention_weights,
+)
 from layers.composed import Bidirectional, Stacked
 from layers.recurrent import GRU, LSTM, Elman
 
@@ -34,17 +41,18 @@ _CHECKED_FOR_TORCH = {"activation", "recurrent_activation", "go_backwards", "res
 
 
 def from_keras(layer: Layer) -> Layer:
-    """Returns the layer of this package that computes what a recurrent layer of Keras computes.
+    """Returns the layer of this package that computes what a recurrent or attention layer of Keras computes.
 
     Options are kept, and the weights, where the layer has some. Left behind are `unroll` and `use_cudnn`, which change
     no value, and what Keras puts out at masked steps; the layers here put out zero. The states that a stateful layer
     holds stay with it.
 
     Args:
-        layer: A `keras.layers.SimpleRNN`, `LSTM`, `GRU`, or a `Bidirectional` over one of them. It is left as it is.
+        layer: A `keras.layers.SimpleRNN`, `LSTM`, `GRU`, a `Bidirectional` over one of them, or `MultiHeadAttention`.
+            It is left as it is.
 
     Returns:
-        An `Elman`, `LSTM`, `GRU` or `Bidirectional` with weights of its own.
+        An `Elman`, `LSTM`, `GRU`, `Bidirectional` or `MultiHeadAttention` with weights of its own.
 
     Raises:
         ValueError: If it is another layer, or has an option that has no counterpart here.
@@ -54,6 +62,8 @@ def from_keras(layer: Layer) -> Layer:
         >>> type(layer).__name__, layer.units, layer.return_sequences
         ('Elman', 3, True)
     """
+    if type(layer) is keras.layers.MultiHeadAttention:
+        return from_keras_attention(layer)
     if type(layer) is keras.layers.Bidirectional:
         _check_directions(layer)
         if layer.forward_layer.go_backwards:
@@ -67,18 +77,18 @@ def from_keras(layer: Layer) -> Layer:
 
 
 def to_keras(layer: Layer) -> Layer:
-    """Returns the layer of Keras that computes what a recurrent layer of this package computes.
+    """Returns the layer of Keras that computes what a recurrent or attention layer of this package computes.
 
     Options are kept, except `use_cudnn`, and the weights, where the layer has some. A GRU whose update gate is the
     share of the candidate gets the update gate's weights negated, which makes it the share of the old state, as Keras
     has it. The states that a stateful layer holds stay with it.
 
     Args:
-        layer: An `Elman`, `LSTM`, `GRU` or `Bidirectional`. It is left as it is. The layers of a `Stacked` are
-            converted one by one.
+        layer: An `Elman`, `LSTM`, `GRU`, `Bidirectional` or `MultiHeadAttention`. It is left as it is. The layers of a
+            `Stacked` are converted one by one.
 
     Returns:
-        A `keras.layers.SimpleRNN`, `LSTM`, `GRU` or `Bidirectional` with weights of its own.
+        A `keras.layers.SimpleRNN`, `LSTM`, `GRU`, `Bidirectional` or `MultiHeadAttention` with weights of its own.
 
     Raises:
         ValueError: If it is another layer, or has an option that Keras cannot express, such as layer normalization.
@@ -88,6 +98,8 @@ def to_keras(layer: Layer) -> Layer:
         >>> type(layer) is keras.layers.Bidirectional, layer.forward_layer.reset_after
         (True, False)
     """
+    if type(layer) is MultiHeadAttention:
+        return to_keras_attention(layer)
     if type(layer) is Bidirectional:
         _check_directions(layer)
         forward = _to_keras(layer.forward_layer, name=type(layer.forward_layer).__name__.lower())
@@ -106,12 +118,13 @@ def to_torch_weights(layer: Layer) -> dict[str, np.ndarray]:
         module = torch.nn.LSTM(5, 3, batch_first=True)
         module.load_state_dict({name: torch.from_numpy(values) for name, values in to_torch_weights(layer).items()})
 
-    Where PyTorch has two biases for the one here, all of it goes into `bias_ih` and `bias_hh` is zero. Dropout is no
-    weight, and not part of it.
+    Those of a `MultiHeadAttention` fit `torch.nn.MultiheadAttention(features, num_heads, batch_first=True)`. Where a
+    recurrent layer of PyTorch has two biases for the one here, all of it goes into `bias_ih` and `bias_hh` is zero.
+    Dropout is no weight, and not part of it.
 
     Args:
         layer: An `Elman`, `LSTM` or `GRU`, a `Bidirectional` over one of them, or a `Stacked` of layers of one kind and
-            width. It has weights: it was called or built.
+            width, or a `MultiHeadAttention`. It has weights: it was called or built.
 
     Returns:
         New arrays `weight_ih_l0`, `weight_hh_l0`, `bias_ih_l0` and `bias_hh_l0`, the latter two with `use_bias` only,
@@ -126,6 +139,8 @@ def to_torch_weights(layer: Layer) -> dict[str, np.ndarray]:
         >>> {name: values.shape for name, values in to_torch_weights(layer).items()}
         {'weight_ih_l0': (12, 5), 'weight_hh_l0': (12, 3), 'bias_ih_l0': (12,), 'bias_hh_l0': (12,)}
     """
+    if type(layer) is MultiHeadAttention:
+        return to_torch_attention_weights(layer)
     state: dict[str, np.ndarray] = {}
     for suffix, part in _torch_parts(layer).items():
         if not part.built:
@@ -144,15 +159,15 @@ def to_torch_weights(layer: Layer) -> dict[str, np.ndarray]:
 
 
 def from_torch_weights(state: Mapping[str, ArrayLike], layer: Layer) -> None:
-    """Gives a layer the weights of a recurrent module of PyTorch.
+    """Gives a layer the weights of a recurrent or attention module of PyTorch.
 
     Args:
-        state: `module.state_dict()` of a `torch.nn.RNN`, `torch.nn.LSTM` or `torch.nn.GRU`; arrays as well as PyTorch's
-            tensors. Of a larger model, the part of the module, without the module's name in front.
+        state: `module.state_dict()` of a `torch.nn.RNN`, `LSTM`, `GRU` or `MultiheadAttention`; arrays as well as
+            PyTorch's tensors. Of a larger model, the part of the module, without the module's name in front.
         layer: An `Elman` with the module's `nonlinearity` as its activation, an `LSTM` or a `GRU`, with
             `units=hidden_size` and `use_bias=bias`; for a module with `bidirectional=True` a `Bidirectional` over one
             of them, with `num_layers` above one a `Stacked` of as many. It is built, where it is not. Where PyTorch has
-            two biases for the one here, it gets their sum.
+            two biases for the one here, it gets their sum. For attention a `MultiHeadAttention` of as many heads.
 
     Raises:
         ValueError: If PyTorch cannot express the layer, or names or shapes differ from those the layer needs. The layer
@@ -165,6 +180,9 @@ def from_torch_weights(state: Mapping[str, ArrayLike], layer: Layer) -> None:
         >>> [weight.tolist() for weight in layer.get_weights()]
         [[[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], [[7.0, 9.0], [8.0, 0.0]], [2.0, 3.0]]
     """
+    if type(layer) is MultiHeadAttention:
+        from_torch_attention_weights(state, layer)
+        return
     parts = _torch_parts(layer)
     arrays = _fitting_arrays(state, layer, parts)
     if not layer.built:
@@ -184,8 +202,8 @@ def _from_keras(layer: Layer) -> Layer:
     ours = _OUR_CLASSES.get(type(layer))
     if ours is None:
         raise ValueError(
-            f"{layer!r} is no keras.layers.SimpleRNN, LSTM, GRU or Bidirectional over one of them: only these have a "
-            "counterpart here."
+            f"{layer!r} is no keras.layers.SimpleRNN, LSTM, GRU, Bidirectional over one of them or MultiHeadAttention: "
+            "only these have a counterpart here."
         )
     known = {*_defaults(ours), *_GENERAL}
     _refuse_unknown_options(
@@ -204,7 +222,10 @@ def _to_keras(layer: Layer, **changes: Any) -> Layer:
     theirs = _KERAS_CLASSES.get(type(layer))
     if theirs is None:
         advice = ": convert its layers one by one" if isinstance(layer, Stacked) else ""
-        raise ValueError(f"{layer!r} is no Elman, LSTM, GRU or Bidirectional, and has no counterpart in Keras{advice}.")
+        raise ValueError(
+            f"{layer!r} is no Elman, LSTM, GRU, Bidirectional or MultiHeadAttention, and has no counterpart in "
+            f"Keras{advice}."
+        )
     known = {*_defaults(theirs), *_GENERAL, "seed"}
     initial = _INITIAL_BIAS if layer.built else {"forget_bias"}
     _refuse_unknown_options(layer, known | initial | _HOW_COMPUTED | {"update_gate"}, "Keras")

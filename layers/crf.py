@@ -15,10 +15,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from layers.derivatives import Tensor, Tensors, with_gradient
 from layers.kernels import compiled, padded_length, scan
 from layers.masking import precise_dtype
 
-Tensor = Any
 Shape = tuple[int | None, ...]
 
 IMPOSSIBLE = -1e9
@@ -170,18 +170,19 @@ def log_partition(potentials: Tensor) -> Tensor:
     length = padded_length(steps, training=True)
     if length is not None:
         potentials = _lengthened(potentials, length - steps)
-    forward, backward = compiled(_forward, training=True), compiled(_pair_probabilities, training=True)
+    programs = [compiled(each, training=True) for each in (_forward, _pair_probabilities)]
 
-    @ops.custom_gradient
-    def summed(potentials: Tensor) -> tuple[Tensor, Any]:
-        result, prefixes = forward(potentials)
+    # Told to stop, TensorFlow does not prepare the programs for derivatives of their own, which it cannot have.
+    def forward(tensors: Tensors) -> tuple[Tensors, Tensors]:
+        result, prefixes = programs[0](ops.stop_gradient(tensors[0]))
+        return (result,), (prefixes, result)
 
-        def gradient(*upstream: Tensor) -> Tensor:
-            return backward(potentials, prefixes, result) * ops.reshape(upstream[-1], (-1, 1, 1, 1))
+    def backward(tensors: Tensors, saved: Tensors, upstream: Tensors) -> Tensors:
+        probabilities = programs[1](ops.stop_gradient(tensors[0]), *saved)
+        return (probabilities * ops.reshape(upstream[0], (-1, 1, 1, 1)),)
 
-        return result, gradient
-
-    return summed(potentials)
+    (result,) = with_gradient(lambda tensors: _forward(*tensors)[:1], forward, backward)((potentials,))
+    return result
 
 
 def viterbi(potentials: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from keras import ops
 
 from layers.blockwise import Blockwise, Constraints, both
 from layers.derivatives import Tensor, Tensors, with_gradient
-from layers.kernels import prefers_blocks, uniform
+from layers.kernels import prefers_blocks, softmax, uniform
 from layers.masking import precise_dtype
 
 
@@ -58,7 +58,7 @@ def masked_softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
     precise = ops.cast(scores, precise_dtype(scores))
     if allowed is not None:
         precise = ops.where(allowed, precise, ops.cast(-1e30, precise.dtype))
-    weights = ops.softmax(precise)
+    weights = softmax(precise)
     if allowed is not None:
         weights = ops.where(allowed, weights, ops.zeros_like(weights))
     return ops.cast(weights, scores.dtype)

@@ -225,11 +225,11 @@ class DecoderCache(NamedTuple):
 
     Attributes:
         own: Keys and values of its own sequence.
-        memory: Keys and values of the other sequence, or None.
+        memory: Keys and values of the other sequence; without one nothing, as an empty tuple.
     """
 
     own: KeysAndValues
-    memory: KeysAndValues | None
+    memory: KeysAndValues | tuple[()]
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")
@@ -321,7 +321,7 @@ class TransformerDecoderBlock(TransformerBlock):
         self._check_memory(memory)
         own = self.self_attention.empty_cache(batch_size, max_length)
         if memory is None:
-            return DecoderCache(own, None)
+            return DecoderCache(own, ())
         return DecoderCache(own, self.memory_attention.keys_and_values(memory, mask=memory_mask))
 
     def extend(self, sequence: Tensor, cache: DecoderCache, mask: Tensor | None = None) -> tuple[Tensor, DecoderCache]:
@@ -344,10 +344,10 @@ class TransformerDecoderBlock(TransformerBlock):
             return output
 
         def read(sequence: Tensor) -> Tensor:
-            assert cache.memory is not None
+            assert isinstance(cache.memory, KeysAndValues)
             return self.memory_attention.read(sequence, cache.memory)
 
-        self._check_memory(cache.memory)
+        self._check_memory(cache.memory or None)
         output = self._run(ops.cast(sequence, self.compute_dtype), mask, attend, read, training=False)
         return output, DecoderCache(own, cache.memory)
 

@@ -14,7 +14,7 @@ batch_parts, compiled, group_parts = _kernels.batch_parts, _kernels.compiled, _k
 padded_length, prefers_blocks, uniform = _kernels.padded_length, _kernels.prefers_blocks, _kernels.uniform
 projects_in_loop, scan = _kernels.projects_in_loop, _kernels.scan
 pulled_back, tanh, time_chunks = _kernels.pulled_back, _kernels.tanh, _kernels.time_chunks
-cos, required, sin = _kernels.cos, _kernels.required, _kernels.sin
+cos, required, sin, softmax = _kernels.cos, _kernels.required, _kernels.sin, _kernels.softmax
 cudnn, cudnn_excludes_jit, has_cudnn = _kernels.cudnn, _kernels.cudnn_excludes_jit, _kernels.has_cudnn
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "required",
     "scan",
     "sin",
+    "softmax",
     "tanh",
     "time_chunks",
     "uniform",

@@ -14,6 +14,8 @@ LONG_ROW = 1024
 # Those in `keras.ops` compute float64 in float32 on JAX.
 cos, sin, tanh = jax.numpy.cos, jax.numpy.sin, jax.numpy.tanh
 
+softmax = jax.nn.softmax
+
 
 def scan(
     step: Callable[[Any, Any], tuple[Any, Any]],

@@ -31,6 +31,9 @@ LONG_ROW = 1024
 
 cos, sin, tanh = tf.cos, tf.sin, tf.tanh
 
+# That of `keras.ops` warns of a single key.
+softmax = tf.nn.softmax
+
 
 def scan(
     step: Callable[[Any, Any], tuple[Any, Any]],
