@@ -158,6 +158,28 @@ def test_the_gradient_of_the_log_partition_is_the_probability_of_each_pair_of_ta
         assert probabilities[index, 3, 0, 2] == pytest.approx(pair, abs=1e-12)
 
 
+@pytest.mark.tensorflow_only
+@in_both_graphs
+def test_second_derivatives_equal_differences_of_first_ones(rng, jit_compile):
+    import tensorflow as tf
+
+    potentials, direction = rng.normal(size=(2, B, T, K, K))
+
+    @tf.function(jit_compile=jit_compile)
+    def derivatives(potentials):
+        with tf.GradientTape() as outer:
+            outer.watch(potentials)
+            with tf.GradientTape() as inner:
+                inner.watch(potentials)
+                result = tf.reduce_sum(log_partition(potentials))
+            first = inner.gradient(result, potentials)
+            along = tf.reduce_sum(first * direction)
+        return first, outer.gradient(along, potentials)
+
+    above, below = (derivatives(tf.constant(potentials + sign * 1e-5 * direction))[0] for sign in (1, -1))
+    np.testing.assert_allclose(derivatives(tf.constant(potentials))[1], (above - below) / 2e-5, atol=1e-8)
+
+
 def test_scores_far_apart_overflow_nowhere(rng):
     layer, (scores, tags) = built(rng), random_problem(rng)
     (losses,), gradients = outputs_and_gradients(
