@@ -172,13 +172,12 @@ def log_partition(potentials: Tensor) -> Tensor:
         potentials = _lengthened(potentials, length - steps)
     programs = [compiled(each, training=True) for each in (_forward, _pair_probabilities)]
 
-    # Told to stop, TensorFlow does not prepare the programs for derivatives of their own, which it cannot have.
     def forward(tensors: Tensors) -> tuple[Tensors, Tensors]:
-        result, prefixes = programs[0](ops.stop_gradient(tensors[0]))
+        result, prefixes = programs[0](tensors[0])
         return (result,), (prefixes, result)
 
     def backward(tensors: Tensors, saved: Tensors, upstream: Tensors) -> Tensors:
-        probabilities = programs[1](ops.stop_gradient(tensors[0]), *saved)
+        probabilities = programs[1](tensors[0], *saved)
         return (probabilities * ops.reshape(upstream[0], (-1, 1, 1, 1)),)
 
     (result,) = with_gradient(lambda tensors: _forward(*tensors)[:1], forward, backward)((potentials,))

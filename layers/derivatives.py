@@ -33,8 +33,9 @@ def with_gradient(
 
     @ops.custom_gradient
     def function(*tensors: Tensor) -> tuple[Tensors, Any]:
-        results, saved = forward(tensors)
-        saved = tree.map_structure(ops.stop_gradient, saved)  # JAX wants to be told
+        # What runs in here has no derivative but those given, and the backends want to be told.
+        results, saved = forward(_constant(tensors))
+        saved = tree.map_structure(ops.stop_gradient, saved)
 
         @ops.custom_gradient
         def gradients(*arguments: Tensor) -> tuple[Tensors, Any]:
@@ -44,7 +45,7 @@ def with_gradient(
                 by_arguments, _ = pulled_back(plain_gradients, (tensors, upstream), _one(upstream_of_gradients))
                 return tuple(each for group in by_arguments for each in group)
 
-            return backward(tensors, saved, upstream), second_gradients
+            return backward(_constant(tensors), saved, _constant(upstream)), second_gradients
 
         return results, lambda *upstream: tuple(gradients(*tensors, *_one(upstream)))
 
@@ -54,6 +55,10 @@ def with_gradient(
 def as_tuple(tensors: Any) -> Tensors:
     """Returns one tensor or several as a tuple."""
     return tuple(tensors) if isinstance(tensors, (tuple, list)) else (tensors,)
+
+
+def _constant(tensors: Tensors) -> Tensors:
+    return tuple(map(ops.stop_gradient, tensors))
 
 
 def _one(upstream: tuple[Any, ...]) -> Tensors:

@@ -16,17 +16,29 @@ from typing import Any, Literal
 import keras
 import numpy as np
 
+import layers
 from layers import (
     GRU,
     LSTM,
+    AdditiveAttention,
+    BatchNorm,
     Bidirectional,
     EchoState,
     EchoStateCell,
     Elman,
     ElmanCell,
     GRUCell,
+    LayerNorm,
+    LearnedPositions,
     LSTMCell,
+    MultiHeadAttention,
+    MultiplicativeAttention,
+    RMSNorm,
+    RotaryPositions,
+    SinusoidalPositions,
     Stacked,
+    TransformerDecoderBlock,
+    TransformerEncoderBlock,
 )
 
 B, T, D, U = 3, 4, 4, 3  # batch, time, features, units
@@ -45,6 +57,7 @@ class SequenceCase:
         reads: Where it starts. `"forward"` and `"backward"`: two halves, joined by the states, equal the whole;
             `"both"`: every output may depend on every step.
         choices: Which of `return_sequences` and `return_state` the layer has.
+        by_place: Whether a step depends on its place in the sequence, so that gaps cannot be closed.
         draws: Whether training draws at random.
         fixed_batch: Whether the batch size must be known.
         own_graph: Whether the case is compiled in the (slow) tests of graphs in training; one per way of computing.
@@ -56,6 +69,7 @@ class SequenceCase:
     state_widths: tuple[int, ...] = ()
     reads: Literal["forward", "backward", "both"] = "both"
     choices: tuple[str, ...] = ("return_sequences", "return_state")
+    by_place: bool = False
     draws: bool = False
     fixed_batch: bool = False
     own_graph: bool = False
@@ -75,7 +89,10 @@ class SequenceCase:
         """Returns a layer with random weights that are the same in every process."""
         layer, rng = self.layer(**options), generator(name)
         layer.build((B if self.fixed_batch else None, None, D))
-        layer.set_weights([rng.normal(scale=scale, size=tuple(weight.shape)) for weight in layer.weights])
+        values = [rng.normal(scale=scale, size=tuple(weight.shape)) for weight in layer.weights]
+        # A variance is positive.
+        pairs = zip(layer.weights, values, strict=True)
+        layer.set_weights([1 + np.abs(value) if "variance" in weight.name else value for weight, value in pairs])
         if hasattr(layer, "reset_state"):
             layer.reset_state()
         return layer
@@ -195,9 +212,126 @@ def _stack(state_widths: tuple[int, ...], parts: Sequence[Callable[..., keras.La
     return SequenceCase(make, stands_for=(Stacked,), state_widths=state_widths, **facts)
 
 
+@keras.saving.register_keras_serializable(package="sequence_contract")
+class OverItself(keras.layers.Layer):
+    """A layer that reads two sequences, given the same one twice, and called like the others."""
+
+    def __init__(self, layer: keras.layers.Layer, use_causal_mask: bool | None = None, **kwargs: Any):
+        super().__init__(**{"dtype": layer.dtype_policy, **kwargs})
+        self.layer = layer
+        self.call_options = {} if use_causal_mask is None else {"use_causal_mask": use_causal_mask}
+        self.supports_masking = True
+
+    def build(self, sequence_shape: Any) -> None:
+        self.layer.build(sequence_shape, sequence_shape)
+
+    def call(self, sequence: Any, mask: Any = None, training: bool = False) -> Any:
+        is_block = isinstance(self.layer, TransformerDecoderBlock)
+        names = ("mask", "memory_mask") if is_block else ("query_mask", "value_mask")
+        return self.layer(sequence, sequence, **dict.fromkeys(names, mask), training=training, **self.call_options)
+
+    def compute_output_shape(self, sequence_shape: Any) -> Any:
+        return self.layer.compute_output_shape(sequence_shape, sequence_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "layer": keras.saving.serialize_keras_object(self.layer), **self.call_options}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> OverItself:
+        return cls(**{**config, "layer": keras.saving.deserialize_keras_object(config["layer"])})
+
+
+_DECLARED_ATTENTION = {name: value for name, value in _DECLARED.items() if "recurrent" not in name}
+_OVER_ITSELF: dict[str, tuple[Callable[..., keras.layers.Layer], dict[str, Any]]] = {
+    "MultiplicativeAttention/general": (lambda **o: MultiplicativeAttention(**o), {}),
+    "MultiplicativeAttention/dot": (lambda **o: MultiplicativeAttention("dot", scaled=True, **o), {}),
+    "MultiplicativeAttention/causal_dropout": (
+        lambda **o: MultiplicativeAttention(dropout=0.3, seed=5, kernel_initializer="he_normal", **o),
+        {"use_causal_mask": True},
+    ),
+    "MultiplicativeAttention/declared": (
+        lambda **o: MultiplicativeAttention(kernel_regularizer=keras.regularizers.L2(0.1), **o),
+        {},
+    ),
+    "AdditiveAttention/plain": (lambda **o: AdditiveAttention(U, **o), {}),
+    "AdditiveAttention/no_bias": (lambda **o: AdditiveAttention(U, use_bias=False, **o), {"use_causal_mask": True}),
+    "AdditiveAttention/declared": (
+        lambda **o: AdditiveAttention(
+            U, kernel_initializer="he_normal", kernel_regularizer=keras.regularizers.L2(0.1), **o
+        ),
+        {},
+    ),
+    "AdditiveAttention/dropout": (lambda **o: AdditiveAttention(U, dropout=0.3, seed=5, **o), {}),
+    "MultiHeadAttention/plain": (lambda **o: MultiHeadAttention(2, 3, **o), {}),
+    "MultiHeadAttention/causal": (
+        lambda **o: MultiHeadAttention(4, 2, num_key_value_heads=1, value_dim=3, output_dim=5, **o),
+        {"use_causal_mask": True},
+    ),
+    "MultiHeadAttention/rotary": (lambda **o: MultiHeadAttention(2, 4, rotary=True, use_bias=False, **o), {}),
+    "MultiHeadAttention/dropout": (lambda **o: MultiHeadAttention(2, 3, dropout=0.3, seed=5, **o), {}),
+    "MultiHeadAttention/declared": (lambda **o: MultiHeadAttention(2, 3, **_DECLARED_ATTENTION, **o), {}),
+    "TransformerDecoderBlock/memory": (lambda **o: TransformerDecoderBlock(2, 5, **o), {}),
+    "TransformerDecoderBlock/memory_rotary": (lambda **o: TransformerDecoderBlock(2, 5, rotary=True, **o), {}),
+}
+_TRANSFORMER_OPTIONS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "norm_last": {"norm_first": False, "norm_epsilon": 1e-3, "activation": "gelu"},
+    "gated": {"gated": True, "activation": "silu", "norm": "rms", "use_bias": False, "num_key_value_heads": 1},
+    "rotary": {"rotary": True, "key_dim": 4, "kernel_initializer": "he_normal"},
+    "dropout": {"dropout": 0.3, "seed": 5},
+    "attention_dropout": {"attention_dropout": 0.3, "seed": 5},
+}
+_ALONE: dict[type, dict[str, Any]] = {TransformerEncoderBlock: {}, TransformerDecoderBlock: {"cross_attention": False}}
+_STEP_BY_STEP: dict[str, Callable[..., keras.layers.Layer]] = {
+    "LayerNorm/plain": LayerNorm,
+    "LayerNorm/bare": lambda **o: LayerNorm(epsilon=0.1, scale=False, center=False, **o),
+    "RMSNorm/plain": RMSNorm,
+    "RMSNorm/bare": lambda **o: RMSNorm(epsilon=0.1, scale=False, **o),
+    "BatchNorm/plain": BatchNorm,
+    "BatchNorm/bare": lambda **o: BatchNorm(momentum=0.5, epsilon=0.1, scale=False, center=False, **o),
+    "SinusoidalPositions/plain": SinusoidalPositions,
+    "SinusoidalPositions/longest": lambda **o: SinusoidalPositions(longest=100.0, **o),
+    "LearnedPositions/plain": lambda **o: LearnedPositions(300, **o),
+    "LearnedPositions/declared": lambda **o: LearnedPositions(
+        301, initializer="he_normal", regularizer=keras.regularizers.L2(0.1), **o
+    ),
+    "RotaryPositions/plain": RotaryPositions,
+    "RotaryPositions/longest": lambda **o: RotaryPositions(longest=100.0, **o),
+}
+_OWN_GRAPH |= {
+    *("MultiHeadAttention/causal", "AdditiveAttention/plain", "MultiplicativeAttention/dot"),
+    *("TransformerEncoderBlock/norm_last", "TransformerDecoderBlock/memory"),
+    *("LayerNorm/plain", "BatchNorm/plain", "LearnedPositions/plain", "RotaryPositions/plain"),
+}
+
+
+def _without_states(name: str, make: Callable[..., keras.layers.Layer], draws: bool = False) -> SequenceCase:
+    return SequenceCase(
+        make,
+        stands_for=(getattr(layers, name.partition("/")[0]),),
+        choices=(),
+        by_place="Positions" in name or "rotary" in name,
+        draws=draws or "dropout" in name,
+        own_graph=name in _OWN_GRAPH,
+    )
+
+
 CASES: dict[str, SequenceCase] = {
     **{name: case for layer_class in CELL_OF for name, case in _single_layer_cases(layer_class).items()},
     **{name: case for cell_class in CELL_OPTIONS for name, case in _cell_cases(cell_class).items()},
+    **{
+        name: _without_states(name, lambda make=make, how=how, **options: OverItself(make(**options), **how))
+        for name, (make, how) in _OVER_ITSELF.items()
+    },
+    **{
+        f"{kind.__name__}/{variant}": _without_states(
+            f"{kind.__name__}/{variant}",
+            lambda kind=kind, own=own, **options: kind(2, 5, **_ALONE[kind], **own, **options),
+        )
+        for kind in (TransformerEncoderBlock, TransformerDecoderBlock)
+        for variant, own in _TRANSFORMER_OPTIONS.items()
+    },
+    **{name: _without_states(name, make) for name, make in _STEP_BY_STEP.items()},
     "Bidirectional/concat": _both_ends(4, lambda **choices: Bidirectional(LSTM(U, **choices))),
     "Bidirectional/sum": _both_ends(2, lambda **choices: Bidirectional(GRU(U, **choices), "sum")),
     "Bidirectional/mul": _both_ends(2, lambda **choices: Bidirectional(Elman(U, **choices), "mul")),

@@ -19,7 +19,23 @@ import sequence_contract as contract
 from sequence_contract import CASES, CELL_OPTIONS, B, D, T, U, call, outputs_and_gradients
 
 import layers
-from layers import GRU, LSTM, Bidirectional, EchoState, Elman, GRUCell, LSTMCell, Stacked, cells, composed, recurrent
+from layers import (
+    GRU,
+    LSTM,
+    Bidirectional,
+    EchoState,
+    Elman,
+    GRUCell,
+    LSTMCell,
+    Stacked,
+    attention,
+    cells,
+    composed,
+    normalization,
+    positions,
+    recurrent,
+    transformer,
+)
 from layers.cells import RecurrentCell, SparseReservoir
 
 REPOSITORY = Path(__file__).parents[2]
@@ -28,6 +44,9 @@ EXEMPT = {
     **dict.fromkeys(
         ("BagOfWordPairs", "MaskedPooling1D", "PairRows", "Segmented", "Shorten"), "text layers, tested in test_text.py"
     ),
+    "Attention": "base class",
+    "TransformerBlock": "base class",
+    "CRF": "puts out no sequence of vectors, tested in test_crf.py",
     "DateFeatures": "reads no sequences, tested in test_dates.py",
 }
 
@@ -96,14 +115,30 @@ def test_every_public_layer_has_cases():
 @pytest.mark.parametrize("layer_class", {each: None for case in CASES.values() for each in case.stands_for})
 def test_every_option_is_set_in_some_case(layer_class):
     layers_of_class = [case.layer() for case in CASES.values() if layer_class in case.stands_for]
-    configs = [getattr(layer, "cell", layer) if "Cell" in layer_class.__name__ else layer for layer in layers_of_class]
+    configs = [
+        getattr(layer, "cell" if "Cell" in layer_class.__name__ else "layer", layer) for layer in layers_of_class
+    ]
     configs = [each.get_config() for each in configs]
-    always_set = {"name", "trainable", "dtype", "units", "return_sequences", "return_state", "layers"}
+    always_set = {
+        "name",
+        "trainable",
+        "dtype",
+        "units",
+        "num_heads",
+        "feed_forward_units",
+        "return_sequences",
+        "return_state",
+        "layers",
+    }
     for option in set().union(*configs) - always_set:
         assert len({json.dumps(config.get(option), default=str) for config in configs}) > 1, option
 
 
-@pytest.mark.parametrize("module", [cells, recurrent, composed], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module",
+    [cells, recurrent, composed, attention, transformer, normalization, positions],
+    ids=lambda module: module.__name__,
+)
 def test_docstring_examples_run(module):
     classes = [each for each in public_layers() if each.__module__ == module.__name__ and each.__name__ not in EXEMPT]
     # The examples use the names that the package exports.
@@ -182,7 +217,7 @@ def test_padding_changes_no_value_and_no_gradient(name, training):
     assert not any(output[~output_mask].any() for output in outputs), "padding puts out zero"
 
 
-@deterministic_paths(lambda case: not case.in_keras_loop)
+@deterministic_paths(lambda case: not case.in_keras_loop and not case.by_place)
 def test_padded_batch_equals_the_shorter_one(name, training):
     layer, mask, (sequence, *states) = CASES[name].built(name, dtype="float64"), contract.gap_mask(), inputs(name)
     short = call(layer, sequence[mask].reshape(B, -1, D), states, None, training)
@@ -253,7 +288,8 @@ def trained_step(layer):
             outputs = call(layer, sequence, (), mask, training=True)
             loss = sum(tf.reduce_sum(tf.sin(output)) for output in outputs)
         weights = [variable.value for variable in layer.trainable_weights]
-        return [*outputs, *tape.gradient(loss, [sequence, *weights], unconnected_gradients="zero")]
+        gradients = tape.gradient(loss, [sequence, *weights], unconnected_gradients="zero")
+        return [*outputs, *map(tf.convert_to_tensor, gradients)]
 
     return run
 
@@ -346,7 +382,7 @@ def test_half_precision_follows_the_policy_and_stays_close(name, policy, trainin
     assert {each.dtype for each in layer.trainable_weights} <= {"float32"}
     assert all(np.isfinite(each.astype("float32")).all() for each in gradients)
     if not (training and CASES[name].draws):
-        wanted = call(reference, sequence, states, mask)
+        wanted = call(reference, sequence, states, mask, training)
         for actual, expected in zip(outputs, wanted, strict=True):
             np.testing.assert_allclose(actual.astype("float32"), expected, atol=0.05, rtol=0.05)
 
