@@ -19,21 +19,18 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
+import measuring
 import numpy as np
 import tensorflow as tf
+from measuring import Step
 
 import layers
 
@@ -41,10 +38,6 @@ try:
     import torch
 except ModuleNotFoundError:
     torch = None
-
-PAIRS = 20
-SECONDS_PER_CASE = 1.5
-SECONDS_PER_CALL = 0.02
 
 
 class Size(NamedTuple):
@@ -65,8 +58,6 @@ GRID = [
 ]
 QUICK = [Size(1, 20, 32, 64), Size(64, 100, 32, 64)]
 OPTION_SIZES = [Size(b, t, *w) for b, t, w in itertools.product((8, 32, 128), (100,), ((64, 128),))]
-# Freed memory goes back to the system at once, so that a process is as large as what it uses.
-RETURN_MEMORY = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), "65536") | {"MALLOC_ARENA_MAX": "1"}
 MEMORY_SIZES = [Size(64, 100, 64, 128), Size(128, 200, 256, 256)]
 
 Make = Callable[[int], keras.layers.Layer]
@@ -116,9 +107,6 @@ OPTIONS = {
     "GRU, layer norm": Layer(_of(layers.GRU, layer_norm=True), _cell(layers.GRUCell, layer_norm=True), 3),
 }
 
-Step = Callable[[int], Any]
-"""Runs a step so many times."""
-
 
 def main() -> None:
     """Run the cases and print the tables."""
@@ -135,7 +123,7 @@ def main() -> None:
     if options.torch:
         _add_torch(options.json)
         return
-    rate = _product_rate()
+    rate = measuring.product_rate()
     print(f"large matrix product: {rate / 1e9:.0f} GFLOP/s\n")
     earlier = json.loads(options.json.read_text("utf-8")) if options.json and options.json.exists() else {}
     found = {(row["group"], row["layer"], row["case"]): row for row in earlier.get("rows", [])}
@@ -158,70 +146,27 @@ def main() -> None:
     if not options.quick and options.only in "memory":
         memory = [_memory(name, size) for name in LAYERS for size in MEMORY_SIZES]
         _write(options.json, [*found.values()], memory, rate)
-    print("\n| what | cases | geometric mean | worst case | PyTorch |\n|---|---|---|---|---|")
-    for name, entry in _summary([*found.values()]).items():
-        print(f"| {name} | {entry['line']} |")
+    measuring.print_summary([*found.values()])
 
 
 def _write(path: Path | None, rows: list[dict[str, Any]], memory: list[dict[str, Any]], rate: float) -> None:
     if path is None:
         return
-    result = {"rows": rows, "memory": memory, "summary": _summary(rows), "versions": _versions()}
-    path.write_text(json.dumps({**result, "machine": _machine(rate)}, indent=1) + "\n", encoding="utf-8")
+    result = {"rows": rows, "memory": memory, "summary": measuring.summary(rows), "versions": measuring.versions()}
+    path.write_text(json.dumps({**result, "machine": measuring.machine(rate)}, indent=1) + "\n", encoding="utf-8")
 
 
 def _compare(group: str, layer: Layer, size: Size, rate: float) -> dict[str, Any]:
     training = group != "prediction"
     make_step = _training_step if training else _prediction
     sequence, upstream = _arrays(size)
-    steps: dict[str, Step] = {}
-    compiling, jits = {}, {}
-    for side, make in (("ours", layer.ours), ("baseline", layer.baseline)):
-        seconds, candidates = {}, {}
-        for jit in (True, False):
-            candidates[jit] = make_step(make, size, sequence, upstream, jit)
-            seconds[jit] = _seconds(candidates[jit])
-        counts = {jit: _count(step) for jit, step in candidates.items()}
-        fastest = {jit: min(_seconds(step, counts[jit]) for _ in range(4)) for jit, step in candidates.items()}
-        jits[side] = min(fastest, key=fastest.__getitem__)
-        steps[side], compiling[side] = candidates[jits[side]], seconds[jits[side]]
-    times = _interleaved(steps)
+    sides = [
+        lambda jit, make=make: make_step(make, size, sequence, upstream, jit) for make in (layer.ours, layer.baseline)
+    ]
     flops = (
         2 * size.batch * size.time * (size.features + size.units) * layer.gates * size.units * (3 if training else 1)
     )
-    return {
-        "case": str(size),
-        **{f"{side}_ms": 1e3 * statistics.median(values) for side, values in times.items()},
-        "ratio": statistics.median(times["baseline"]) / statistics.median(times["ours"]),
-        "pairs": len(times["ours"]),
-        "floor_ms": 1e3 * flops / rate,
-        **{f"{side}_jit": jit for side, jit in jits.items()},
-        **{f"{side}_compile_seconds": seconds for side, seconds in compiling.items()},
-    }
-
-
-def _interleaved(steps: dict[str, Step]) -> dict[str, list[float]]:
-    """Returns the seconds of one step, several times, the sides in turn."""
-    counts = {side: _count(step) for side, step in steps.items()}
-    times: dict[str, list[float]] = {side: [] for side in steps}
-    start = time.perf_counter()
-    for pair in range(PAIRS):
-        if pair >= 5 and time.perf_counter() - start > SECONDS_PER_CASE:
-            break
-        for side, step in steps.items():
-            times[side].append(_seconds(step, counts[side]))
-    return times
-
-
-def _count(step: Step) -> int:
-    """Returns how often to run a step in one call."""
-    return min(50, max(1, round(SECONDS_PER_CALL / min(_seconds(step, 2) for _ in range(2)))))
-
-
-def _seconds(step: Step, count: int = 1) -> float:
-    start = time.perf_counter()
-    step(count)
-    return (time.perf_counter() - start) / count
+    return {"case": str(size), **measuring.compare(*sides), "floor_ms": 1e3 * flops / rate}
 
 
 def _arrays(size: Size) -> tuple[np.ndarray, np.ndarray]:
@@ -236,7 +181,9 @@ def _training_step(make: Make, size: Size, sequence: np.ndarray, upstream: np.nd
     layer.build((None, None, size.features))
 
     # As in Keras' own `fit` on arrays, the batch size is not known when the graph is made.
-    @tf.function(jit_compile=jit, input_signature=[_unknown_batch(sequence), _unknown_batch(upstream)])
+    @tf.function(
+        jit_compile=jit, input_signature=[measuring.unknown_batch(sequence), measuring.unknown_batch(upstream)]
+    )
     def step(sequence: tf.Tensor, upstream: tf.Tensor) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(sequence)
@@ -244,7 +191,7 @@ def _training_step(make: Make, size: Size, sequence: np.ndarray, upstream: np.nd
             loss = tf.reduce_sum(output[..., : size.units] * upstream)
         return tape.gradient(loss, [sequence, *[weight.value for weight in layer.trainable_weights]])
 
-    return _repeated(lambda sequence: step(sequence, upstream), sequence)
+    return measuring.repeated(lambda sequence: step(sequence, upstream), sequence)
 
 
 def _prediction(make: Make, size: Size, sequence: np.ndarray, upstream: np.ndarray, jit: bool) -> Step:
@@ -252,31 +199,11 @@ def _prediction(make: Make, size: Size, sequence: np.ndarray, upstream: np.ndarr
     inputs = keras.Input((None, size.features))
     model = keras.Model(inputs, make(size.units)(inputs))
 
-    @tf.function(jit_compile=jit, input_signature=[_unknown_batch(sequence)])
+    @tf.function(jit_compile=jit, input_signature=[measuring.unknown_batch(sequence)])
     def step(sequence: tf.Tensor) -> Any:
         return [model.predict_step((sequence,))]
 
-    return _repeated(step, sequence)
-
-
-def _unknown_batch(array: np.ndarray) -> tf.TensorSpec:
-    return tf.TensorSpec((None, *array.shape[1:]))
-
-
-def _repeated(step: Callable[[tf.Tensor], list[tf.Tensor]], sequence: np.ndarray) -> Step:
-    """Returns a function that runs a step as often as told, on an input that is a little different each time."""
-    inputs = tf.constant(sequence)
-
-    @tf.function(input_signature=[tf.TensorSpec((), "int32")])
-    def steps(count: tf.Tensor) -> tf.Tensor:
-        total = tf.constant(0.0)
-        for index in tf.range(count):
-            results = step(inputs + tf.cast(index, "float32"))
-            # Something of every result, so that none of them is left out as not needed.
-            total += tf.add_n([tf.reshape(result, [-1])[0] for result in results])
-        return total
-
-    return lambda count: steps(tf.constant(count)).numpy()
+    return measuring.repeated(step, sequence)
 
 
 def _add_torch(path: Path) -> None:
@@ -287,14 +214,7 @@ def _add_torch(path: Path) -> None:
         if name:
             size = Size(*map(int, row["case"].split(" x ")))
             step = _torch_step(name, size, *_arrays(size), row["group"] == "training")
-            fastest = {}
-            for threads in sorted({1, len(os.sched_getaffinity(0))}):
-                torch.set_num_threads(threads)
-                _seconds(step)
-                fastest[threads] = min(_seconds(step) for _ in range(4))
-            row["torch_threads"] = min(fastest, key=fastest.__getitem__)
-            torch.set_num_threads(row["torch_threads"])
-            row["torch_ms"] = 1e3 * statistics.median(_interleaved({"torch": step})["torch"])
+            row |= measuring.with_torch(torch, step)
             print(
                 f"| {row['group']}: {row['layer']} {size} | {row['ours_ms']:.2f} | {row['torch_ms']:.2f} |", flush=True
             )
@@ -319,23 +239,11 @@ def _torch_step(name: str, size: Size, sequence: np.ndarray, upstream: np.ndarra
     return train if training else predict
 
 
-def _product_rate() -> float:
-    """Returns the operations per second of a large matrix product on all cores."""
-    size = 2048
-    matrix = tf.random.normal((size, size))
-    product = tf.function(lambda: tf.reduce_max(tf.matmul(matrix, matrix)))
-    seconds = [_seconds(lambda _: product().numpy()) for _ in range(12)]
-    return 2 * size**3 / statistics.median(seconds[2:])
-
-
 def _memory(name: str, size: Size) -> dict[str, Any]:
     row: dict[str, Any] = {"layer": name, "case": str(size)}
     for side in ("ours", "baseline"):
-        command = [sys.executable, __file__, "--memory-of", f"{side}:{name}", json.dumps(size)]
-        tries = [
-            json.loads(subprocess.run(command, env=os.environ | RETURN_MEMORY, capture_output=True, check=True).stdout)
-            for _ in range(3)
-        ]
+        arguments = ("--memory-of", f"{side}:{name}", json.dumps(size))
+        tries = [measuring.in_fresh_process(__file__, *arguments) for _ in range(3)]
         for which in tries[0]:
             row[f"{side}_{which}"] = statistics.median(each[which] for each in tries)
     print(memory_line(row), flush=True)
@@ -355,40 +263,15 @@ def _peaks_of_this_process(what: str, size_text: str) -> str:
     make = getattr(LAYERS[name], side)
     _training_step(make, size, *_arrays(size._replace(batch=2)), jit=False)(1)  # what TensorFlow needs once
     arrays = _arrays(size)
-    before = _memory_of_this_process("VmRSS")
+    before = measuring.memory_of_this_process("VmRSS")
     step = _training_step(make, size, *arrays, jit=False)
     peaks = {}
     for which, count in (("first_mb", 1), ("mb", 3)):
-        Path("/proc/self/clear_refs").write_text("5", "utf-8")  # the peak starts here
+        measuring.start_peak_here()
         for _ in range(count):
             step(1)
-        peaks[which] = _memory_of_this_process("VmHWM") - before
+        peaks[which] = measuring.memory_of_this_process("VmHWM") - before
     return json.dumps(peaks)
-
-
-def _memory_of_this_process(which: str) -> float:
-    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
-    return float(next(line.split()[1] for line in lines if line.startswith(which))) / 1024
-
-
-def _summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    summary: dict[str, Any] = {}
-    for group, name in dict.fromkeys((row["group"], row["layer"]) for row in rows):
-        chosen = [row for row in rows if (row["group"], row["layer"]) == (group, name)]
-        worst = min(chosen, key=lambda row: row["ratio"])
-        entry: dict[str, Any] = {"geometric_mean": _geometric_mean([row["ratio"] for row in chosen])}
-        entry |= {"worst": worst["ratio"], "worst_case": worst["case"]}
-        line = "{} | {geometric_mean:.2f} | {worst:.2f} ({worst_case}) | ".format(len(chosen), **entry)
-        if all("torch_ms" in row for row in chosen):
-            entry["torch_geometric_mean"] = _geometric_mean([row["torch_ms"] / row["ours_ms"] for row in chosen])
-            line += f"{entry['torch_geometric_mean']:.2f}"
-        entry["line"] = line.rstrip()
-        summary[f"{group}: {name}"] = entry
-    return summary
-
-
-def _geometric_mean(values: list[float]) -> float:
-    return statistics.geometric_mean(values)
 
 
 def _print(row: dict[str, Any]) -> None:
@@ -397,21 +280,6 @@ def _print(row: dict[str, Any]) -> None:
         "{ours_compile_seconds:.1f}, {baseline_compile_seconds:.1f} |".format(**row),
         flush=True,
     )
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in ("keras", "tensorflow", "numpy", "torch"):
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
-
-
-def _machine(rate: float) -> dict[str, Any]:
-    cores = len(os.sched_getaffinity(0))
-    return {"cpu": platform.machine(), "cores": cores, "gflops": rate / 1e9, "date": time.strftime("%Y-%m-%d")}
 
 
 if __name__ == "__main__":
