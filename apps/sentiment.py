@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -45,12 +46,12 @@ class Config(TrainingConfig):
     """Longer texts are shortened to this many words."""
     keep: Literal["head", "tail", "ends"] = "ends"
     """Which words of a longer text are kept."""
-    encoder: Literal["bag", "elman", "lstm", "gru"] = "bag"
-    """What turns the words into one vector: a bag of words and word pairs, or a recurrent layer."""
+    encoder: Literal["bag", "elman", "lstm", "gru", "transformer"] = "bag"
+    """What turns the words into one vector: a bag of words and word pairs, a recurrent layer, or attention."""
     pair_buckets: int = 2**20
     """Rows for the hashed word pairs (0: single words only)."""
     embedding_units: int = 64
-    """Width of a word's vector before a recurrent layer."""
+    """Width of a word's vector before a recurrent layer or attention."""
     pair_units: int = 0
     """Width of the vector of a word and the one before it, beside the word's own (0: none)."""
     units: int = 2
@@ -58,13 +59,17 @@ class Config(TrainingConfig):
     bidirectional: bool = False
     """Read the text in both directions."""
     depth: int = 1
-    """Recurrent layers on top of each other."""
+    """Recurrent layers, or transformer blocks, on top of each other."""
+    heads: int = 4
+    """Heads of a transformer block's attention."""
+    feed_forward_units: int = 64
+    """Width of a transformer block's hidden layer."""
     segment: int = 0
-    """Recurrent layers read this many words at a time, and all such segments at once (0: the whole text)."""
+    """The layers read this many words at a time, and all such segments at once (0: the whole text)."""
     pooling: Literal["last", "mean", "max", "root"] = "max"
-    """How the recurrent states become one vector; `root` is their sum over the root of their number."""
+    """How the vectors of all words become one vector; `root` is their sum over the root of their number."""
     mask_padding: bool = True
-    """Skip padding; without, recurrent layers read it like words."""
+    """Skip padding; without, the layers read it like words."""
     dropout: float = 0.0
     """Share of the encoder's inputs and outputs that is dropped in training."""
     recurrent_dropout: float = 0.0
@@ -78,7 +83,7 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, by name."""
         super().__post_init__()
-        for name in ("units", "embedding_units", "depth", "max_words"):
+        for name in ("units", "embedding_units", "depth", "max_words", "heads", "feed_forward_units"):
             self.require(name, getattr(self, name) >= 1, "must be at least 1")
         self.require("pair_units", self.pair_units >= 0, "must not be negative")
         self.require("pair_units", not self.pair_units or self.pair_buckets > 0, "needs --pair-buckets above 0")
@@ -88,9 +93,14 @@ class Config(TrainingConfig):
         self.require("pair_buckets", 0 <= self.pair_buckets <= 2**24, "must lie between 0 and 16,777,216")
         for name in ("dropout", "recurrent_dropout"):
             self.require(name, 0 <= getattr(self, name) < 1, "must be at least 0 and below 1")
-        if self.encoder == "bag":
-            for name in ("bidirectional", "recurrent_dropout", "segment", "pair_units"):
+        if self.encoder in ("bag", "transformer"):
+            for name in ("bidirectional", "recurrent_dropout"):
                 self.require(name, not getattr(self, name), "needs a recurrent --encoder")
+        if self.encoder == "bag":
+            for name in ("segment", "pair_units"):
+                self.require(name, not getattr(self, name), "needs a recurrent --encoder or transformer")
+        if self.encoder == "transformer":
+            self.require("pooling", self.pooling != "last", "needs a recurrent --encoder: use mean, max or root")
 
     @property
     def label(self) -> str:
@@ -161,7 +171,7 @@ def preprocess(config: Config, spec: Spec) -> keras.Model:
 def build(config: Config, spec: Spec) -> keras.Model:
     """Word ids to the probability of a class, or a rating."""
     words = keras.Input((None,), dtype="int32", name="words")
-    encode = _bag if config.encoder == "bag" else _recurrent
+    encode = {"bag": _bag, "transformer": _transformer}.get(config.encoder, _recurrent)
     vector = encode(words, config, len(spec.input(TEXT).vocabulary))
     vector = keras.layers.Dropout(config.dropout)(vector)
     target = spec.target(SENTIMENT)
@@ -182,13 +192,7 @@ def _bag(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> kera
 
 def _recurrent(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:
     kind = {"elman": layers.Elman, "lstm": layers.LSTM, "gru": layers.GRU}[config.encoder]
-    vectors = keras.layers.Embedding(vocabulary_size, config.embedding_units, mask_zero=config.mask_padding)(words)
-    if config.pair_units:
-        rows = layers.PairRows(config.pair_buckets)(words)
-        # With a mask of its own: `Concatenate` takes a step for real that is real in one of its inputs.
-        pairs = keras.layers.Embedding(config.pair_buckets + 1, config.pair_units, mask_zero=config.mask_padding)(rows)
-        vectors = keras.layers.Concatenate()([vectors, pairs])
-    vectors = keras.layers.Dropout(config.dropout)(vectors)
+    vectors = _word_vectors(words, config, vocabulary_size)
     for number in range(config.depth):
         sequences = number < config.depth - 1 or config.pooling != "last"
         layer = kind(config.units, return_sequences=sequences, recurrent_dropout=config.recurrent_dropout)
@@ -197,10 +201,37 @@ def _recurrent(words: keras.KerasTensor, config: Config, vocabulary_size: int) -
     return vectors if config.pooling == "last" else layers.MaskedPooling1D(config.pooling)(vectors)
 
 
+def _transformer(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:
+    vectors = keras.layers.Dense(config.units)(_word_vectors(words, config, vocabulary_size))
+    for _ in range(config.depth):
+        block = layers.TransformerEncoderBlock(
+            config.heads,
+            config.feed_forward_units,
+            key_dim=2 * math.ceil(config.units / config.heads / 2),  # rotated in pairs
+            rotary=True,
+            activation="gelu",
+            dropout=config.dropout,
+        )
+        vectors = (layers.Segmented(block, config.segment) if config.segment else block)(vectors)
+    assert config.pooling != "last"
+    return layers.MaskedPooling1D(config.pooling)(layers.LayerNorm()(vectors))
+
+
+def _word_vectors(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:
+    """A vector for each word, and beside it one for the word and the one before."""
+    vectors = keras.layers.Embedding(vocabulary_size, config.embedding_units, mask_zero=config.mask_padding)(words)
+    if config.pair_units:
+        rows = layers.PairRows(config.pair_buckets)(words)
+        # With a mask of its own: `Concatenate` takes a step for real that is real in one of its inputs.
+        pairs = keras.layers.Embedding(config.pair_buckets + 1, config.pair_units, mask_zero=config.mask_padding)(rows)
+        vectors = keras.layers.Concatenate()([vectors, pairs])
+    return keras.layers.Dropout(config.dropout)(vectors)
+
+
 def space(hp: HyperParameters) -> dict[str, Any]:
     """What a search varies unless told otherwise."""
     return {
-        "encoder": hp.Choice("encoder", ["bag", "lstm", "gru"]),
+        "encoder": hp.Choice("encoder", ["bag", "lstm", "gru", "transformer"]),
         "units": hp.Int("units", 4, 128, sampling="log"),
         "dropout": hp.Float("dropout", 0.0, 0.5, step=0.1),
         "learning_rate": hp.Float("learning_rate", 1e-3, 2e-2, sampling="log"),

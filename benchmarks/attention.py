@@ -53,7 +53,7 @@ class Size(NamedTuple):
 
 
 GRID = [Size(*each) for each in itertools.product((1, 16, 64), (32, 128, 512))]
-QUICK = [Size(1, 128), Size(16, 128)]
+QUICK = [Size(1, 32), Size(16, 128)]
 OPTION_SIZES = [Size(16, 128), Size(64, 32), Size(4, 512)]
 LONG = 8192
 LONGEST = 32768

@@ -47,21 +47,21 @@ def attend_with_weights(query: Tensor, key: Tensor, value: Tensor, constraints: 
 
     The arguments are those of `attend`; the gradient is the backend's.
     """
-    kept = weights = _weights(query, key, constraints)
+    queries, keys, values = _rows(query, key), _rows(key, key), _rows(value, value)
+    weights = _weights(ops.matmul(queries, _swapped(keys)), query, key, constraints)
+    kept = weights
     if constraints.dropout:
         kept = _dropped(weights, _kept(weights, constraints), constraints.dropout)
-    return _read(kept, value), weights
+    return _from_rows(ops.matmul(kept, values), query), _from_rows(weights, query)
 
 
 def masked_softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
     """Returns weights that sum to 1 over the last axis where the mask allows; zeros where it allows nothing."""
     precise = ops.cast(scores, precise_dtype(scores))
-    if allowed is not None:
-        precise = ops.where(allowed, precise, ops.cast(-1e30, precise.dtype))
-    weights = softmax(precise)
-    if allowed is not None:
-        weights = ops.where(allowed, weights, ops.zeros_like(weights))
-    return ops.cast(weights, scores.dtype)
+    if allowed is None:
+        return ops.cast(softmax(precise), scores.dtype)
+    weights = softmax(ops.where(allowed, precise, ops.cast(-1e30, precise.dtype)))
+    return ops.cast(ops.where(allowed, weights, ops.zeros_like(weights)), scores.dtype)
 
 
 def merged(constraints: Constraints, query_steps: Any, key_steps: Any) -> Tensor | None:
@@ -76,28 +76,28 @@ def merged(constraints: Constraints, query_steps: Any, key_steps: Any) -> Tensor
 def _at_once(tensors: Tensors, constraints: Constraints, training: bool) -> Tensor:
     if not training:
         return _plain(constraints)(tensors)[0]
+    rate = constraints.dropout
 
+    # Every product has its factors in the order of their axes, which XLA computes fastest on a CPU.
     def forward(tensors: Tensors) -> tuple[Tensors, Any]:
         query, key, value = tensors
-        weights = _weights(query, key, constraints)
-        kept = _kept(weights, constraints) if constraints.dropout else ()
-        output = _read(_dropped(weights, kept, constraints.dropout), value)
-        return (output,), (output, weights, kept)
+        scores = ops.matmul(_rows(query, key), _columns(key, key))
+        weights = _weights(scores, query, key, constraints)
+        kept = _kept(weights, constraints) if rate else ()
+        output = ops.matmul(_dropped(weights, kept, rate), _rows(value, value))
+        return (_from_rows(output, query),), (output, weights, kept)
 
     def backward(tensors: Tensors, saved: Any, upstream: Tensors) -> Tensors:
         (query, key, value), (output, weights, kept), (output_gradient,) = tensors, saved, upstream
-        precise, rate = precise_dtype(weights), constraints.dropout
-        share = ops.sum(ops.cast(output, precise) * ops.cast(output_gradient, precise), -1, keepdims=True)
-        queries, keys, values, gradients = (
-            _folded(each, of) for each, of in ((query, key), (key, key), (value, value), (output_gradient, value))
-        )
-        by_kept = _unfolded(ops.matmul(gradients, _swapped(values)), query)
+        precise, upstream_rows = precise_dtype(weights), _rows(output_gradient, value)
+        share = ops.sum(ops.cast(output, precise) * ops.cast(upstream_rows, precise), -1, keepdims=True)
+        by_kept = ops.matmul(upstream_rows, _columns(value, value))
         by_weights = ops.cast(_dropped(by_kept, kept, rate), precise)
         by_scores = ops.cast(ops.cast(weights, precise) * (by_weights - share), query.dtype)
-        by_scores = _folded(by_scores, key)
-        by_value = ops.matmul(_swapped(_folded(_dropped(weights, kept, rate), value)), gradients)
-        by_key = ops.matmul(_swapped(by_scores), queries)
-        return _unfolded(ops.matmul(by_scores, keys), query), _unfolded(by_key, key), _unfolded(by_value, value)
+        by_query = ops.matmul(by_scores, _rows(key, key))
+        by_key = ops.matmul(_columns(query, key), by_scores)
+        by_value = ops.matmul(_columns(output_gradient, value), _dropped(weights, kept, rate))
+        return _from_rows(by_query, query), _from_columns(by_key, key), _from_columns(by_value, value)
 
     return with_gradient(_plain(constraints), forward, backward)(tensors)[0]
 
@@ -106,13 +106,12 @@ def _plain(constraints: Constraints) -> Any:
     return lambda tensors: attend_with_weights(tensors[0], tensors[1], tensors[2], constraints)[:1]
 
 
-def _weights(query: Tensor, key: Tensor, constraints: Constraints) -> Tensor:
-    scores = _unfolded(ops.matmul(_folded(query, key), _swapped(_folded(key, key))), query)
-    return masked_softmax(scores, merged(constraints, ops.shape(query)[2], ops.shape(key)[2]))
-
-
-def _read(weights: Tensor, value: Tensor) -> Tensor:
-    return _unfolded(ops.matmul(_folded(weights, value), _folded(value, value)), weights)
+def _weights(scores: Tensor, query: Tensor, key: Tensor, constraints: Constraints) -> Tensor:
+    """Returns the weights for scores, both as `_rows`."""
+    allowed = merged(constraints, ops.shape(query)[2], ops.shape(key)[2])
+    if allowed is None:
+        return masked_softmax(scores, None)
+    return _rows(masked_softmax(_from_rows(scores, query), allowed), key)
 
 
 def _kept(weights: Tensor, constraints: Constraints) -> Tensor:
@@ -123,17 +122,30 @@ def _dropped(weights: Tensor, kept: Any, rate: float) -> Tensor:
     return ops.where(kept, weights / (1 - rate), ops.zeros_like(weights)) if rate else weights
 
 
-def _folded(tensor: Tensor, key: Tensor) -> Tensor:
-    """Returns a tensor of heads as one batch of matrices, query heads that share a key below each other."""
+def _rows(tensor: Tensor, key: Tensor) -> Tensor:
+    """Returns a tensor of heads as a batch of matrices of one row per step, heads that share a key below each other."""
     heads, steps, width = tensor.shape[1], ops.shape(tensor)[2], ops.shape(tensor)[3]
-    # Not four-dimensional: XLA's products of those are slower on a CPU.
     return ops.reshape(tensor, (-1, steps * (heads // key.shape[1]), width))
 
 
-def _unfolded(tensor: Tensor, query: Tensor) -> Tensor:
+def _from_rows(rows: Tensor, query: Tensor) -> Tensor:
     """Returns a batch of matrices as a tensor of heads, as many as the query has."""
-    return ops.reshape(tensor, (-1, query.shape[1], ops.shape(query)[2], ops.shape(tensor)[2]))
+    return ops.reshape(rows, (-1, query.shape[1], ops.shape(query)[2], ops.shape(rows)[2]))
 
 
-def _swapped(tensor: Tensor) -> Tensor:
-    return ops.swapaxes(tensor, 1, 2)
+def _columns(tensor: Tensor, key: Tensor) -> Tensor:
+    """Returns a tensor of heads as a batch of matrices of one column per step."""
+    key_heads, steps, width = key.shape[1], ops.shape(tensor)[2], tensor.shape[3]
+    shared = tensor.shape[1] // key_heads
+    if shared == 1:
+        return ops.reshape(ops.swapaxes(tensor, 2, 3), (-1, width, steps))
+    by_key = ops.reshape(tensor, (-1, key_heads, shared, steps, width))
+    return ops.reshape(ops.transpose(by_key, (0, 1, 4, 2, 3)), (-1, width, shared * steps))
+
+
+def _from_columns(columns: Tensor, key: Tensor) -> Tensor:
+    return ops.swapaxes(ops.reshape(columns, (-1, key.shape[1], key.shape[3], ops.shape(key)[2])), 2, 3)
+
+
+def _swapped(matrices: Tensor) -> Tensor:
+    return ops.swapaxes(matrices, 1, 2)

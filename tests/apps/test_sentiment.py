@@ -65,6 +65,8 @@ ENCODERS = [
     {"encoder": "gru", "depth": 2, "pooling": "last"},
     {"encoder": "gru", "pooling": "mean", "mask_padding": False},
     {"encoder": "gru", "pooling": "root", "bidirectional": True, "segment": 7, "pair_units": 3},
+    {"encoder": "transformer", "depth": 2, "units": 6, "dropout": 0.1},
+    {"encoder": "transformer", "pooling": "root", "segment": 7, "pair_units": 3, "units": 5, "heads": 2},
 ]
 
 
@@ -83,11 +85,19 @@ def test_every_parameter_of_every_encoder_moves_in_one_step(data: Data, encode: 
 
 
 PLAIN = {"encoder": "lstm", "pooling": "last"}
+ATTENTION = {"encoder": "transformer", "pooling": "mean", "units": 6}
 SEGMENTED = {"encoder": "gru", "pooling": "root", "bidirectional": True, "segment": 7, "pair_units": 3}
 
 
 @pytest.mark.parametrize(
-    ("settings", "masked", "changes"), [(PLAIN, True, False), (PLAIN, False, True), (SEGMENTED, True, False)]
+    ("settings", "masked", "changes"),
+    [
+        (PLAIN, True, False),
+        (PLAIN, False, True),
+        (SEGMENTED, True, False),
+        (ATTENTION, True, False),
+        (ATTENTION, False, True),
+    ],
 )
 def test_padding_changes_the_answer_only_without_a_mask(
     data: Data, settings: dict, masked: bool, changes: bool

@@ -68,7 +68,7 @@ def test_unknown_flag_proposes_the_closest(capfd: pytest.CaptureFixture[str]) ->
     [
         (["--batch-size", "0"], ["--batch-size 0", "at least 1"]),
         (["--epochs", "many"], ["--epochs", "many"]),
-        (["--encoder", "transformer"], ["--encoder", "transformer", "lstm"]),
+        (["--encoder", "convolution"], ["--encoder", "convolution", "lstm"]),
         (["--data", "missing.csv"], ["--data missing.csv", "no such file"]),
         (["--data", "tfds:imdb_review", "--data-dir", "."], ["tfds:imdb_review", "did you mean tfds:imdb_reviews?"]),
         (["--data", "tfds:imdb_reviews", "--data-dir", "nowhere"], ["--data-dir nowhere", "no such folder"]),

@@ -186,6 +186,7 @@ def test_labels_of_every_kind_of_target(kind: Any, names: tuple[str, ...], outpu
         ("lstm", "--pooling", "last", "--precision", "mixed_bfloat16"),
         ("lstm", "--pooling", "mean", "--depth", "2"),
         ("gru", "--bidirectional", "--depth", "2"),
+        ("transformer", "--units", "8", "--depth", "2"),
     ],
     ids=" ".join,
 )
