@@ -13,7 +13,7 @@ from keras import ops
 
 from layers.blockwise import Blockwise, Constraints, both
 from layers.derivatives import Tensor, Tensors, with_gradient
-from layers.kernels import prefers_blocks, softmax, uniform
+from layers.kernels import fused_attention, prefers_blocks, softmax, uniform
 from layers.masking import precise_dtype
 
 
@@ -36,6 +36,10 @@ def attend(query: Tensor, key: Tensor, value: Tensor, constraints: Constraints, 
         attention = Blockwise(query.shape[1], key.shape[1], constraints, training)
         return with_gradient(_plain(constraints), attention.forward, attention.backward)(tensors)[0]
 
+    if constraints.valid is None and constraints.allowed is None and not constraints.dropout:
+        fused = fused_attention(query, key, value, constraints.causal)
+        if fused is not None:
+            return fused
     blocks = prefers_blocks(ops.shape(query)[2], ops.shape(key)[2], training)
     if isinstance(blocks, bool):
         return in_blocks() if blocks else at_once()
@@ -85,15 +89,15 @@ def _at_once(tensors: Tensors, constraints: Constraints, training: bool) -> Tens
         weights = _weights(scores, query, key, constraints)
         kept = _kept(weights, constraints) if rate else ()
         output = ops.matmul(_dropped(weights, kept, rate), _rows(value, value))
-        return (_from_rows(output, query),), (output, weights, kept)
+        return (_from_rows(output, query),), (weights, kept)
 
     def backward(tensors: Tensors, saved: Any, upstream: Tensors) -> Tensors:
-        (query, key, value), (output, weights, kept), (output_gradient,) = tensors, saved, upstream
-        precise, upstream_rows = precise_dtype(weights), _rows(output_gradient, value)
-        share = ops.sum(ops.cast(output, precise) * ops.cast(upstream_rows, precise), -1, keepdims=True)
-        by_kept = ops.matmul(upstream_rows, _columns(value, value))
-        by_weights = ops.cast(_dropped(by_kept, kept, rate), precise)
-        by_scores = ops.cast(ops.cast(weights, precise) * (by_weights - share), query.dtype)
+        (query, key, value), (weights, kept), (output_gradient,) = tensors, saved, upstream
+        by_kept = ops.matmul(_rows(output_gradient, value), _columns(value, value))
+        by_weights = ops.cast(_dropped(by_kept, kept, rate), precise_dtype(weights))
+        precise = ops.cast(weights, by_weights.dtype)
+        by_scores = precise * (by_weights - ops.sum(precise * by_weights, -1, keepdims=True))
+        by_scores = ops.cast(by_scores, query.dtype)
         by_query = ops.matmul(by_scores, _rows(key, key))
         by_key = ops.matmul(_columns(query, key), by_scores)
         by_value = ops.matmul(_columns(output_gradient, value), _dropped(weights, kept, rate))

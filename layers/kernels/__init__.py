@@ -11,6 +11,7 @@ if keras.backend.backend() not in SUPPORTED_BACKENDS:
 
 _kernels = import_module(f"{__name__}.{keras.backend.backend()}")
 batch_parts, compiled, group_parts = _kernels.batch_parts, _kernels.compiled, _kernels.group_parts
+fused_attention = _kernels.fused_attention
 padded_length, prefers_blocks, uniform = _kernels.padded_length, _kernels.prefers_blocks, _kernels.uniform
 projects_in_loop, scan = _kernels.projects_in_loop, _kernels.scan
 pulled_back, tanh, time_chunks = _kernels.pulled_back, _kernels.tanh, _kernels.time_chunks
@@ -23,6 +24,7 @@ __all__ = [
     "cos",
     "cudnn",
     "cudnn_excludes_jit",
+    "fused_attention",
     "group_parts",
     "has_cudnn",
     "padded_length",

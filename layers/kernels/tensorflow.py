@@ -151,6 +151,18 @@ def prefers_blocks(query_steps: Any, key_steps: Any, training: bool) -> Any:
     return query_steps * key_steps >= smallest**2
 
 
+def fused_attention(query: tf.Tensor, key: tf.Tensor, value: tf.Tensor, causal: bool) -> tf.Tensor | None:
+    """Returns attention by the backend's own kernel, or None where there is none: TensorFlow has none.
+
+    Args:
+        query: `(batch, heads, query time, depth)`, already scaled.
+        key: `(batch, key heads, key time, depth)`.
+        value: `(batch, key heads, key time, value depth)`.
+        causal: Whether a query reads no key after its own step.
+    """
+    del query, key, value, causal
+
+
 def uniform(seed: tf.Tensor, number: Any, shape: Sequence[Any]) -> tf.Tensor:
     """Returns random numbers in [0, 1), the same ones for the same seed and number.
 

@@ -408,6 +408,31 @@ def test_dropout_drops_weights_and_keeps_their_mean(in_blocks, rng, monkeypatch)
     np.testing.assert_allclose((ends[1] - ends[0]) / 2e-5, slope, rtol=1e-6)
 
 
+def test_fused_kernel_of_jax_gets_what_it_documents(rng, monkeypatch):
+    """On a CPU, with JAX's reference in place of cuDNN."""
+    jax = pytest.importorskip("jax")
+    from layers.kernels import jax as kernels
+
+    reference = jax.nn.dot_product_attention
+
+    def on_cpu(*arrays, implementation, **options):
+        assert implementation == "cudnn"
+        return reference(*arrays, implementation="xla", **options)
+
+    shapes = ((B, 4, R, 8), (B, 2, R, 8), (B, 2, R, 8))
+    query, key, value = (rng.normal(size=shape).astype("float16") for shape in shapes)
+    arrays = [jax.numpy.asarray(each) for each in (query, key, value)]
+    assert kernels.fused_attention(*arrays, causal=True) is None, "there is no GPU"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", on_cpu)
+    assert kernels.fused_attention(*[each.astype("float32") for each in arrays], causal=True) is None
+    for causal in (False, True):
+        tensors = [tensor(each.astype("float32")) for each in (query, key, value)]
+        wanted, _ = attend_with_weights(*tensors, Constraints(causal=causal))
+        actual = np.asarray(kernels.fused_attention(*arrays, causal=causal), "float32")
+        np.testing.assert_allclose(actual, wanted, atol=0.02)
+
+
 # What may be read.
 
 SELF_ATTENTION = {
