@@ -210,11 +210,13 @@ def _transformer(words: keras.KerasTensor, config: Config, vocabulary_size: int)
             key_dim=2 * math.ceil(config.units / config.heads / 2),  # rotated in pairs
             rotary=True,
             activation="gelu",
+            norm_epsilon=0.1,  # the short vectors of rare words stay short
             dropout=config.dropout,
         )
         vectors = (layers.Segmented(block, config.segment) if config.segment else block)(vectors)
     assert config.pooling != "last"
-    return layers.MaskedPooling1D(config.pooling)(layers.LayerNorm()(vectors))
+    # No norm after the last block: how long a word's vector is says how much it counts.
+    return layers.MaskedPooling1D(config.pooling)(vectors)
 
 
 def _word_vectors(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:

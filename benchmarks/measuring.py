@@ -9,7 +9,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,12 +37,12 @@ def compare(ours: Callable[[bool], Step], baseline: Callable[[bool], Step]) -> d
     steps: dict[str, Step] = {}
     compiling, jits = {}, {}
     for side, make in (("ours", ours), ("baseline", baseline)):
-        first, candidates = {}, {}
+        first: dict[bool, float] = {}
+        candidates: dict[bool, Step] = {}
         for jit in (True, False):
             candidates[jit] = make(jit)
             first[jit] = seconds(candidates[jit])
-        counts = {jit: call_count(step) for jit, step in candidates.items()}
-        fastest = {jit: min(seconds(step, counts[jit]) for _ in range(4)) for jit, step in candidates.items()}
+        fastest = {jit: min(times) for jit, times in interleaved(candidates, pairs=8).items()}
         jits[side] = min(fastest, key=fastest.__getitem__)
         steps[side], compiling[side] = candidates[jits[side]], first[jits[side]]
     times = interleaved(steps)
@@ -56,12 +56,12 @@ def compare(ours: Callable[[bool], Step], baseline: Callable[[bool], Step]) -> d
     }
 
 
-def interleaved(steps: dict[str, Step]) -> dict[str, list[float]]:
+def interleaved(steps: Mapping[Any, Step], pairs: int = PAIRS) -> dict[Any, list[float]]:
     """Returns the seconds of one step, several times, the sides in turn."""
     counts = {side: call_count(step) for side, step in steps.items()}
-    times: dict[str, list[float]] = {side: [] for side in steps}
+    times: dict[Any, list[float]] = {side: [] for side in steps}
     start = time.perf_counter()
-    for pair in range(PAIRS):
+    for pair in range(pairs):
         if pair >= 5 and time.perf_counter() - start > SECONDS_PER_CASE:
             break
         for side, step in steps.items():

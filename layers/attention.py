@@ -26,8 +26,10 @@ class Attention(keras.layers.Layer):
     """Base of the attention layers: masks, dropout of the weights, shapes. Subclasses add the scores.
 
     Args:
-        dropout: Share of the weights that is dropped in training.
-        seed: Seed of the dropped weights.
+        kernel_initializer: Initializer of the kernels.
+        kernel_regularizer: Regularizer of the kernels.
+        dropout: Share of the attention weights that is dropped in training.
+        seed: Seed of what is dropped.
         **kwargs: `name`, `dtype` and `trainable`, as for every Keras layer.
 
     Call arguments:
@@ -44,10 +46,20 @@ class Attention(keras.layers.Layer):
         use_causal_mask: Whether a query step reads only key steps up to its own.
     """
 
-    def __init__(self, *, dropout: float = 0.0, seed: int | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *,
+        kernel_initializer: Any = "glorot_uniform",
+        kernel_regularizer: Any = None,
+        dropout: float = 0.0,
+        seed: int | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(**kwargs)
         if not 0 <= dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}.")
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.dropout = dropout
         self.seed = seed
         self.supports_masking = True
@@ -104,7 +116,13 @@ class Attention(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "dropout": self.dropout, "seed": self.seed}
+        return {
+            **super().get_config(),
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+            "dropout": self.dropout,
+            "seed": self.seed,
+        }
 
     def _heads_shape(self) -> tuple[int, ...]:
         return ()
@@ -145,9 +163,7 @@ class MultiplicativeAttention(Attention):
     Args:
         score: `"dot"` or `"general"`.
         scaled: Whether to divide the scores by the root of the number of key features.
-        kernel_initializer: Initializer of the kernel.
-        kernel_regularizer: Regularizer of the kernel.
-        **kwargs: The arguments of `Attention`: `dropout`, `seed`, `name`, ...
+        **kwargs: The arguments of `Attention`: `kernel_initializer`, `dropout`, `name`, ...
 
     Call arguments:
         Those of `Attention`.
@@ -164,22 +180,12 @@ class MultiplicativeAttention(Attention):
         (2, 3, 6)
     """
 
-    def __init__(
-        self,
-        score: Literal["dot", "general"] = "general",
-        *,
-        scaled: bool = False,
-        kernel_initializer: Any = "glorot_uniform",
-        kernel_regularizer: Any = None,
-        **kwargs: Any,
-    ):
+    def __init__(self, score: Literal["dot", "general"] = "general", *, scaled: bool = False, **kwargs: Any):
         super().__init__(**kwargs)
         if score not in ("dot", "general"):
             raise ValueError(f"score must be 'dot' or 'general', got {score!r}.")
         self.score = score
         self.scaled = scaled
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
     def build(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> None:
         """Creates the kernel, if there is one."""
@@ -200,13 +206,7 @@ class MultiplicativeAttention(Attention):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "score": self.score,
-            "scaled": self.scaled,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-        }
+        return {**super().get_config(), "score": self.score, "scaled": self.scaled}
 
     def _read(
         self, query: Tensor, key: Tensor, value: Tensor, constraints: Constraints, training: bool, scores: bool
@@ -235,9 +235,7 @@ class AdditiveAttention(Attention):
     Args:
         units: Width of the hidden layer, at least 1.
         use_bias: Whether there is b.
-        kernel_initializer: Initializer of the kernels and of the score vector.
-        kernel_regularizer: Regularizer of the kernels.
-        **kwargs: The arguments of `Attention`: `dropout`, `seed`, `name`, ...
+        **kwargs: The arguments of `Attention`: `kernel_initializer`, also of the score vector, `dropout`, `name`, ...
 
     Call arguments:
         Those of `Attention`.
@@ -254,21 +252,11 @@ class AdditiveAttention(Attention):
         (2, 3, 6)
     """
 
-    def __init__(
-        self,
-        units: int,
-        *,
-        use_bias: bool = True,
-        kernel_initializer: Any = "glorot_uniform",
-        kernel_regularizer: Any = None,
-        **kwargs: Any,
-    ):
+    def __init__(self, units: int, *, use_bias: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
         _check_positive(units=units)
         self.units = units
         self.use_bias = use_bias
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
 
     def build(self, query_shape: Shape, value_shape: Shape, key_shape: Shape | None = None) -> None:
         """Creates the weights."""
@@ -291,13 +279,7 @@ class AdditiveAttention(Attention):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            "units": self.units,
-            "use_bias": self.use_bias,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
-        }
+        return {**super().get_config(), "units": self.units, "use_bias": self.use_bias}
 
     def _read(
         self, query: Tensor, key: Tensor, value: Tensor, constraints: Constraints, training: bool, scores: bool
@@ -360,13 +342,11 @@ class MultiHeadAttention(Attention):
         rotary: Whether to rotate queries and keys by their positions; `key_dim` must be even.
         use_bias: Whether there are biases.
         output_dim: Number of output features; those of the query by default.
-        kernel_initializer: Initializer of the kernels.
         bias_initializer: Initializer of the biases.
-        kernel_regularizer: Regularizer of the kernels.
         bias_regularizer: Regularizer of the biases.
         kernel_constraint: Constraint on the kernels.
         bias_constraint: Constraint on the biases.
-        **kwargs: The arguments of `Attention`: `dropout`, `seed`, `name`, ...
+        **kwargs: The arguments of `Attention`: `kernel_initializer`, `dropout`, `name`, ...
 
     Call arguments:
         Those of `Attention`.
@@ -399,9 +379,7 @@ class MultiHeadAttention(Attention):
         rotary: bool = False,
         use_bias: bool = True,
         output_dim: int | None = None,
-        kernel_initializer: Any = "glorot_uniform",
         bias_initializer: Any = "zeros",
-        kernel_regularizer: Any = None,
         bias_regularizer: Any = None,
         kernel_constraint: Any = None,
         bias_constraint: Any = None,
@@ -427,9 +405,7 @@ class MultiHeadAttention(Attention):
         self.rotary = rotary
         self.use_bias = use_bias
         self.output_dim = output_dim
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
@@ -545,20 +521,14 @@ class MultiHeadAttention(Attention):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
-        serializers = {
-            "initializer": keras.initializers.serialize,
-            "regularizer": keras.regularizers.serialize,
-            "constraint": keras.constraints.serialize,
-        }
         plain = ("num_heads", "key_dim", "value_dim", "num_key_value_heads", "rotary", "use_bias", "output_dim")
         return {
             **super().get_config(),
             **{name: getattr(self, name) for name in plain},
-            **{
-                f"{what}_{kind}": serialize(getattr(self, f"{what}_{kind}"))
-                for what in ("kernel", "bias")
-                for kind, serialize in serializers.items()
-            },
+            "bias_initializer": keras.initializers.serialize(self.bias_initializer),
+            "bias_regularizer": keras.regularizers.serialize(self.bias_regularizer),
+            "kernel_constraint": keras.constraints.serialize(self.kernel_constraint),
+            "bias_constraint": keras.constraints.serialize(self.bias_constraint),
         }
 
     def _heads_shape(self) -> tuple[int, ...]:

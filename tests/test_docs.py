@@ -93,6 +93,19 @@ def test_the_tables_of_recurrent_layers_are_the_recorded_ones() -> None:
         assert f"| {row['layer']} {row['case']} | {' | '.join(f'{value:.0f}' for value in values)} |" in page
 
 
+def test_the_tables_of_attention_are_the_recorded_ones() -> None:
+    page, found = (ROOT / "docs" / "attention.md").read_text(encoding="utf-8"), results("attention")
+    for name, entry in found["summary"].items():
+        assert f"| {name} | {entry['line']} |" in page
+    for row in found["long"]:
+        side = "ours" if row["side"] == "ours" else "Keras"
+        assert f"| {side} | {row['steps']:,} | {row['seconds']:.2f} | {row['mb']:.0f} |" in page
+    costs = "{cached_seconds:.2f} s with the cache,\n{again_seconds:.2f} s running the prefix"
+    assert costs.format(**found["decoding"]) in page
+    costs = "costs {early_token_ms:.2f} ms in the\nfirst quarter and {late_token_ms:.2f} ms in the last"
+    assert costs.format(**found["decoding"]) in page
+
+
 def test_the_tables_of_long_memory_are_the_recorded_ones() -> None:
     page, found = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8"), results("memory")
     for row in found["rows"]:

@@ -223,7 +223,9 @@ class OverItself(keras.layers.Layer):
         self.supports_masking = True
 
     def build(self, sequence_shape: Any) -> None:
-        self.layer.build(sequence_shape, sequence_shape)
+        # Loading a model builds the layer within before this one.
+        if not self.layer.built:
+            self.layer.build(sequence_shape, sequence_shape)
 
     def call(self, sequence: Any, mask: Any = None, training: bool = False) -> Any:
         is_block = isinstance(self.layer, TransformerDecoderBlock)

@@ -387,6 +387,7 @@ def test_half_precision_follows_the_policy_and_stays_close(name, policy, trainin
             np.testing.assert_allclose(actual.astype("float32"), expected, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.slow
 def test_gradients_of_long_sequences_stay_close_in_half_precision(rng):
     sequence, gradients = rng.normal(size=(2, 300, D)).astype("float32"), []
     for policy in ("mixed_bfloat16", "float32"):
@@ -435,8 +436,13 @@ def in_fresh_process(folder, *arguments, **environment):
     assert process.returncode == 0, process.stderr
 
 
-def test_saved_layers_give_the_same_outputs_in_a_fresh_process(tmp_path):
-    model = contract.joint_model(CASES, batch=B)
+@pytest.mark.parametrize(
+    "names",
+    [[name for name, case in CASES.items() if case.own_graph], pytest.param(list(CASES), marks=pytest.mark.slow)],
+    ids=["each-way", "all"],
+)
+def test_saved_layers_give_the_same_outputs_in_a_fresh_process(names, tmp_path):
+    model = contract.joint_model(names, batch=B)
     sequence, mask = np.random.default_rng(3).normal(size=(B, T, D)).astype("float32"), contract.gap_mask()
     np.savez(tmp_path / "inputs.npz", sequence=sequence, mask=mask)
     model.save(tmp_path / "model.keras")
@@ -490,7 +496,9 @@ def all_in_one(**options):
     return keras.Model(sequence, keras.layers.Dense(1)(hidden))
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["plain", "jit"])
+@pytest.mark.parametrize(
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=lambda jit: "jit" if jit else "plain"
+)
 def test_one_epoch_moves_every_parameter(rng, jit_compile):
     model = all_in_one(recurrent_dropout=0.2, dropout=0.1, zoneout=0.1)
     model.compile("adam", "mse", jit_compile=jit_compile)
