@@ -52,7 +52,7 @@ class Constraints(NamedTuple):
 
 
 class Blockwise:
-    """Attention of `heads` queries per example, which share `heads / groups` keys and values, in blocks.
+    """Attention in blocks, of several heads; neighbouring heads of queries may share a head of keys and values.
 
     Args:
         heads: Query heads per example.
@@ -282,9 +282,10 @@ class _Weights:
         elif sizes.keys_are_padded:
             masks.append(_places(columns, sizes.key_block)[None] < sizes.key_steps)
         if self.allowed is not None:
+            examples, heads = ops.shape(self.allowed)[:2]
             start = (
-                example if self.allowed.shape[0] != 1 else 0,
-                (head + self.first) % self.heads if self.allowed.shape[1] != 1 else 0,
+                ops.minimum(example, examples - 1),  # the mask of one stands for all
+                ops.minimum((head + self.first) % self.heads, heads - 1),
                 rows * sizes.query_block,
                 columns * sizes.key_block,
             )
