@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -25,6 +26,16 @@ RETURN_MEMORY = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_
 
 Step = Callable[[int], Any]
 """Runs a step so many times."""
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Returns the options all of these benchmarks have."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true", help="two sizes only")
+    options.add_argument("--json", type=Path, help="file to write the results to; rows of other cases in it stay")
+    options.add_argument("--only", default="", help="only cases whose name contains this")
+    options.add_argument("--torch", action="store_true", help="add PyTorch's times to the cases in the file")
+    return options
 
 
 def compare(ours: Callable[[bool], Step], baseline: Callable[[bool], Step]) -> dict[str, Any]:

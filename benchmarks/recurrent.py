@@ -110,11 +110,7 @@ OPTIONS = {
 
 def main() -> None:
     """Run the cases and print the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two sizes only")
-    parser.add_argument("--json", type=Path, help="file to write the results to; rows of other cases in it stay")
-    parser.add_argument("--only", default="", help="only cases whose name contains this")
-    parser.add_argument("--torch", action="store_true", help="add PyTorch's times to the cases in the file")
+    parser = measuring.parser(__doc__)
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:

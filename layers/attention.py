@@ -14,8 +14,8 @@ from keras import ops
 
 from layers.blockwise import Constraints, both
 from layers.derivatives import Tensor
-from layers.dot_product import attend, attend_with_weights, masked_softmax, merged
-from layers.kernels import required, uniform
+from layers.dot_product import attend, attend_with_weights, masked_softmax, merged, without_dropped
+from layers.kernels import required
 from layers.masking import valid_only
 from layers.positions import RotaryPositions
 
@@ -254,7 +254,7 @@ class AdditiveAttention(Attention):
 
     def __init__(self, units: int, *, use_bias: bool = True, **kwargs: Any):
         super().__init__(**kwargs)
-        _check_positive(units=units)
+        check_positive(units=units)
         self.units = units
         self.use_bias = use_bias
 
@@ -292,14 +292,7 @@ class AdditiveAttention(Attention):
             ops.sum(hidden * ops.cast(self.score_vector, hidden.dtype)[:, 0], -1),
             _without_heads(constraints, query, key),
         )
-        kept = weights
-        if constraints.dropout:
-            kept = ops.where(
-                uniform(constraints.seed, 0, ops.shape(weights)) >= constraints.dropout,
-                weights / (1 - constraints.dropout),
-                ops.zeros_like(weights),
-            )
-        return ops.matmul(kept, value), weights if scores else None
+        return ops.matmul(without_dropped(weights, constraints), value), weights if scores else None
 
 
 class KeysAndValues(NamedTuple):
@@ -388,10 +381,10 @@ class MultiHeadAttention(Attention):
         super().__init__(**kwargs)
         value_dim = key_dim if value_dim is None else value_dim
         num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
-        _check_positive(
+        check_positive(
             num_heads=num_heads, key_dim=key_dim, value_dim=value_dim, num_key_value_heads=num_key_value_heads
         )
-        _check_positive(output_dim=1 if output_dim is None else output_dim)
+        check_positive(output_dim=1 if output_dim is None else output_dim)
         if num_heads % num_key_value_heads:
             raise ValueError(
                 f"num_key_value_heads must divide num_heads, got {num_key_value_heads} for {num_heads} heads."
@@ -416,7 +409,6 @@ class MultiHeadAttention(Attention):
         """Creates the weights."""
         key_shape = value_shape if key_shape is None else key_shape
         _check_shapes(self.name, query=query_shape, value=value_shape, key=key_shape)
-        self._features = query_shape[-1]
         widths = {
             "query": (query_shape[-1], self.num_heads * self.key_dim),
             "key": (key_shape[-1], self.num_key_value_heads * self.key_dim),
@@ -604,7 +596,8 @@ def _check_shapes(name: str, **shapes: Shape) -> None:
             raise ValueError(f"{argument} of {name} must have shape (batch, time, features), got {tuple(shape)}.")
 
 
-def _check_positive(**values: Any) -> None:
+def check_positive(**values: Any) -> None:
+    """Refuses, by name, what is not a positive integer."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a positive integer, got {value!r}.")

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from keras import ops
 
 from layers.derivatives import Tensor, Tensors
-from layers.kernels import compiled, group_parts, uniform
+from layers.kernels import compiled, parts, uniform
 from layers.masking import precise_dtype
 
 BLOCK = 256
@@ -104,7 +104,7 @@ class Blockwise:
 
     def _parts(self, key: Tensor) -> list[tuple[Any, Any]]:
         """Returns first and number of the key heads of every part."""
-        sizes = group_parts(ops.shape(key)[0], self.training)
+        sizes = parts(ops.shape(key)[0], self.training)
         return [(sum(sizes[:index]), size if len(sizes) > 1 else None) for index, size in enumerate(sizes)]
 
     def _first(self, first: Any) -> Tensor:

@@ -28,6 +28,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, constraints: Constraints, 
         training: Whether gradients will be asked for.
     """
     tensors = (query, key, value)
+    # TensorFlow takes no gradient of branches that read a mask from outside the graph.
+    constraints = constraints._replace(valid=_inside(constraints.valid), allowed=_inside(constraints.allowed))
 
     def at_once() -> Tensor:
         return _at_once(tensors, constraints, training)
@@ -46,6 +48,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, constraints: Constraints, 
     return ops.cond(blocks, in_blocks, at_once)
 
 
+def _inside(mask: Tensor | None) -> Tensor | None:
+    """Returns a mask as a tensor of the graph that is being made."""
+    return None if mask is None else ops.stop_gradient(mask)
+
+
 def attend_with_weights(query: Tensor, key: Tensor, value: Tensor, constraints: Constraints) -> tuple[Tensor, Tensor]:
     """Returns what the queries read, and the weights p, `(batch, heads, query time, key time)`.
 
@@ -53,9 +60,7 @@ def attend_with_weights(query: Tensor, key: Tensor, value: Tensor, constraints: 
     """
     queries, keys, values = _rows(query, key), _rows(key, key), _rows(value, value)
     weights = _weights(ops.matmul(queries, _swapped(keys)), query, key, constraints)
-    kept = weights
-    if constraints.dropout:
-        kept = _dropped(weights, _kept(weights, constraints), constraints.dropout)
+    kept = without_dropped(weights, constraints)
     return _from_rows(ops.matmul(kept, values), query), _from_rows(weights, query)
 
 
@@ -66,6 +71,13 @@ def masked_softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
         return ops.cast(softmax(precise), scores.dtype)
     weights = softmax(ops.where(allowed, precise, ops.cast(-1e30, precise.dtype)))
     return ops.cast(ops.where(allowed, weights, ops.zeros_like(weights)), scores.dtype)
+
+
+def without_dropped(weights: Tensor, constraints: Constraints) -> Tensor:
+    """Returns weights, of any shape, without those that are dropped, the others scaled up."""
+    if not constraints.dropout:
+        return weights
+    return _dropped(weights, _kept(weights, constraints), constraints.dropout)
 
 
 def merged(constraints: Constraints, query_steps: Any, key_steps: Any) -> Tensor | None:

@@ -25,7 +25,8 @@ def valid_only(sequence: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return sequence
     mask = ops.convert_to_tensor(mask, "bool")
-    mask = ops.reshape(mask, (*ops.shape(mask), *(1,) * (len(sequence.shape) - len(mask.shape))))
+    missing = len(sequence.shape) - len(mask.shape)
+    mask = ops.expand_dims(mask, tuple(range(-missing, 0))) if missing else mask
     # A product would not do: zero times NaN is NaN.
     return ops.where(mask, sequence, ops.zeros_like(sequence))
 

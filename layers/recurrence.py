@@ -23,7 +23,7 @@ from keras import ops
 
 from layers.derivatives import Tensor, Tensors, with_gradient
 from layers.kernels import compiled, projects_in_loop, pulled_back, scan
-from layers.masking import precise_dtype
+from layers.masking import precise_dtype, valid_only
 
 
 class Cell(Protocol):
@@ -283,7 +283,7 @@ class Recurrence:
         cell, state_count = self.cell, len(state_gradients)
         transposed = [ops.transpose(matrix) for matrix in weights.matrices]
         output_gradients = tuple(
-            _time_and_batch_swapped(_where_valid(self._valid(batch), each)) for each in output_gradients
+            _time_and_batch_swapped(valid_only(each, self._valid(batch))) for each in output_gradients
         )
         sequences = [saved.products, saved.histories, self._constraints(batch), output_gradients, saved.projected]
 
@@ -364,7 +364,7 @@ class Recurrence:
         if batch.input_factors is not None:
             sequence = sequence * batch.input_factors
         # Zero times NaN is NaN: padding has to be replaced before the product, not after it.
-        sequence = _where_valid(self._valid(batch), self._in_order(sequence))
+        sequence = valid_only(self._in_order(sequence), self._valid(batch))
         return _time_and_batch_swapped(sequence)
 
     def _constraints(self, batch: Batch) -> Tensors:
@@ -375,7 +375,7 @@ class Recurrence:
 
     def _output(self, batch: Batch, hidden_states: Tensor) -> Tensor:
         """Returns the hidden states of all steps, `(batch, time, units)`."""
-        return _where_valid(self._valid(batch), _time_and_batch_swapped(hidden_states))
+        return valid_only(_time_and_batch_swapped(hidden_states), self._valid(batch))
 
     def _valid(self, batch: Batch) -> Tensor | None:
         return None if batch.mask is None else self._in_order(ops.expand_dims(batch.mask, -1))
@@ -488,10 +488,6 @@ def _zoned_out(old: Tensor, new: Tensor, rate: float, masks: list[Tensor]) -> Te
 
 def _dropped(hidden_state: Tensor, dropout_mask: Tensor | None) -> Tensor:
     return hidden_state if dropout_mask is None else hidden_state * dropout_mask
-
-
-def _where_valid(valid: Tensor | None, sequence: Tensor) -> Tensor:
-    return sequence if valid is None else ops.where(valid, sequence, ops.zeros_like(sequence))
 
 
 def _time_and_batch_swapped(sequence: Tensor) -> Tensor:

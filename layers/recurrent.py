@@ -15,10 +15,13 @@ from keras import ops
 from layers import cudnn
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell, RecurrentCell
 from layers.derivatives import Tensor, Tensors, as_tuple
-from layers.kernels import batch_parts, cudnn_excludes_jit, has_cudnn, padded_length, time_chunks
+from layers.kernels import cudnn_excludes_jit, has_cudnn, padded_length, parts, time_chunks
 from layers.recurrence import Batch, Recurrence
 
 Shape = tuple[int | None, ...]
+
+SMALLEST_PART = 16
+"""Fewest examples worth a loop of their own: below, reading the weights in every step costs more than a core gains."""
 
 
 class Recurrent(keras.layers.Layer):
@@ -233,7 +236,7 @@ class Recurrent(keras.layers.Layer):
             self.cell,
             self.go_backwards,
             self.return_sequences,
-            batch_parts(ops.shape(batch.sequence)[0], training),
+            parts(ops.shape(batch.sequence)[0], training, SMALLEST_PART),
             time_chunks(steps, self.units, training),
             steps=None if length is None else steps,
         )

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import keras
 from keras import ops
 
-from layers.attention import KeysAndValues, MultiHeadAttention, varied
+from layers.attention import KeysAndValues, MultiHeadAttention, check_positive, varied
 from layers.derivatives import Tensor
 from layers.masking import valid_only
 from layers.normalization import LayerNorm, RMSNorm
@@ -70,9 +70,7 @@ class TransformerBlock(keras.layers.Layer):
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
-        for name, value in (("num_heads", num_heads), ("feed_forward_units", feed_forward_units)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}.")
+        check_positive(num_heads=num_heads, feed_forward_units=feed_forward_units)
         if norm not in ("layer", "rms"):
             raise ValueError(f"norm must be 'layer' or 'rms', got {norm!r}.")
         for name, rate in (("dropout", dropout), ("attention_dropout", attention_dropout)):

@@ -10,7 +10,7 @@ if keras.backend.backend() not in SUPPORTED_BACKENDS:
     raise ImportError(f"layers run on the backends {SUPPORTED_BACKENDS}, got KERAS_BACKEND={keras.backend.backend()!r}")
 
 _kernels = import_module(f"{__name__}.{keras.backend.backend()}")
-batch_parts, compiled, group_parts = _kernels.batch_parts, _kernels.compiled, _kernels.group_parts
+compiled, parts = _kernels.compiled, _kernels.parts
 fused_attention = _kernels.fused_attention
 padded_length, prefers_blocks, uniform = _kernels.padded_length, _kernels.prefers_blocks, _kernels.uniform
 projects_in_loop, scan = _kernels.projects_in_loop, _kernels.scan
@@ -19,15 +19,14 @@ cos, required, sin, softmax = _kernels.cos, _kernels.required, _kernels.sin, _ke
 cudnn, cudnn_excludes_jit, has_cudnn = _kernels.cudnn, _kernels.cudnn_excludes_jit, _kernels.has_cudnn
 
 __all__ = [
-    "batch_parts",
     "compiled",
     "cos",
     "cudnn",
     "cudnn_excludes_jit",
     "fused_attention",
-    "group_parts",
     "has_cudnn",
     "padded_length",
+    "parts",
     "prefers_blocks",
     "projects_in_loop",
     "pulled_back",

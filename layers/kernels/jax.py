@@ -54,15 +54,9 @@ def projects_in_loop() -> bool:
     return False
 
 
-def batch_parts(batch_size: int, training: bool) -> list[int]:
-    """Returns the whole batch."""
-    del training
-    return [batch_size]
-
-
-def group_parts(count: int, training: bool) -> list[int]:
+def parts(count: int, training: bool, smallest: int = 1) -> list[int]:
     """Returns everything as one part."""
-    del training
+    del training, smallest
     return [count]
 
 

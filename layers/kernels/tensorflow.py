@@ -17,9 +17,6 @@ from tensorflow.python.ops import control_flow_util
 
 Tensors = tuple[tf.Tensor, ...]
 
-MINIMUM_PART = 16
-"""Fewest examples worth a loop of their own: below, reading the weights in every step costs more than a core gains."""
-
 LONG = 2**15
 """Fewest steps times units worth several loops: below, starting a program costs more than its memory is worth."""
 
@@ -109,27 +106,22 @@ def projects_in_loop() -> bool:
     return not tf.executing_eagerly() and _is_in_program() and not _has_gpu()
 
 
-def batch_parts(batch_size: Any, training: bool) -> list[Any]:
-    """Returns the sizes of the parts of a batch whose loops run at the same time, one per core; some may be zero."""
-    if not _is_compiled(training) or _has_gpu():
-        return [batch_size]
-    count = tf.config.threading.get_inter_op_parallelism_threads() or _cores()
-    if isinstance(batch_size, int):
-        batch_size, count = max(1, batch_size), min(count, max(1, batch_size // MINIMUM_PART))
-        size = -(-batch_size // count)
-        return [min(size, batch_size - start) for start in range(0, batch_size, size)]
-    size = tf.maximum(MINIMUM_PART, -(-batch_size // count))
-    return [tf.clip_by_value(batch_size - part * size, 0, size) for part in range(count)]
+def parts(count: Any, training: bool, smallest: int = 1) -> list[Any]:
+    """Returns the sizes of the parts of independent work that run at the same time, one per core; some may be zero.
 
-
-def group_parts(count: Any, training: bool) -> list[Any]:
-    """Returns the sizes of the parts of independent pieces of work, one per core; some may be zero."""
+    Args:
+        count: How many pieces of work there are, for example examples or heads.
+        training: Whether this is a training step.
+        smallest: Fewest pieces worth a part of their own.
+    """
     if not _is_compiled(training) or _has_gpu():
         return [count]
     cores = tf.config.threading.get_inter_op_parallelism_threads() or _cores()
-    size = -(-count // cores)
     if isinstance(count, int):
-        return [min(size, count - start) for start in range(0, count, max(size, 1))] or [0]
+        count, cores = max(1, count), min(cores, max(1, count // smallest))
+        size = -(-count // cores)
+        return [min(size, count - start) for start in range(0, count, size)]
+    size = tf.maximum(smallest, -(-count // cores))
     return [tf.clip_by_value(count - part * size, 0, size) for part in range(cores)]
 
 

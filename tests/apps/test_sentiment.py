@@ -127,6 +127,11 @@ def test_segments_without_a_layer_or_pooling_for_them_are_refused(settings: dict
         replace(SMALL, segment=5, **settings)
 
 
+def test_attention_has_no_last_state_to_pool() -> None:
+    with pytest.raises(UserError, match="--pooling last: needs"):
+        replace(SMALL, encoder="transformer", pooling="last")
+
+
 def test_three_classes_and_ratings_have_their_own_outputs(tmp_path: Path) -> None:
     rows = "".join(f"text number {n},{('bad', 'fair', 'good')[n % 3]},{n % 10}\n" for n in range(90))
     (tmp_path / "texts.csv").write_text("text,label,rating\n" + rows)

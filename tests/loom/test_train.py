@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,6 +106,15 @@ def test_a_loss_that_becomes_infinite_fails_the_run_with_its_reason(tmp_path: Pa
     assert "--learning-rate" in run.data.tags["reason"]
 
 
+@pytest.fixture
+def _interruptible() -> Iterator[None]:
+    """Lets processes started here be interrupted: shells start what runs in the background deaf to it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interrupted_run_is_killed_and_can_be_resumed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loom", "train", "sentiment", *SMALL_SENTIMENT, "--epochs", "3000"]
     with subprocess.Popen(
@@ -115,8 +125,6 @@ def test_an_interrupted_run_is_killed_and_can_be_resumed(tmp_path: Path) -> None
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # Shells start what runs in the background deaf to it.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
