@@ -39,8 +39,9 @@ class Attention(keras.layers.Layer):
         query_mask: `(batch, query time)` booleans, true where a step is valid; the others put out zero.
         value_mask: `(batch, key time)` booleans, true for the steps that may be read.
         key_mask: The same, in addition.
-        attention_mask: Booleans, true where a query step may read a key step: `(batch or 1, query time, key time)`, or
-            with an axis for the heads, or 1, in second place. The key steps that it leaves out must hold numbers.
+        attention_mask: Booleans, true where a query step may read a key step: `(batch, query time, key time)`, with or
+            without an axis for the heads in second place. An axis of 1 stands for all, and that of the batch may be
+            missing. The key steps that it leaves out must hold numbers.
         return_attention_scores: Whether to return the weights, before dropout, after the output.
         training: Whether dropout is on.
         use_causal_mask: Whether a query step reads only key steps up to its own.
@@ -90,6 +91,8 @@ class Attention(keras.layers.Layer):
         clean_value = valid_only(value, valid)
         key = clean_value if key is None or key is value else valid_only(key, valid)
         query, value = clean_value if itself else valid_only(query, query_mask), clean_value
+        if attention_mask is not None:
+            attention_mask = self._with_all_axes(attention_mask, ops.shape(query)[1], ops.shape(value)[1])
         constraints = self._constraints(valid, attention_mask, use_causal_mask, training)
         output, scores = self._read(query, key, value, constraints, bool(training), return_attention_scores)
         output = valid_only(output, both(query_mask, _readable(constraints, query, key)))
@@ -133,18 +136,27 @@ class Attention(keras.layers.Layer):
         """Returns the output and, if asked for, the weights."""
         raise NotImplementedError
 
+    def _with_all_axes(self, mask: Tensor, *steps: Any) -> Tensor:
+        """Returns an attention mask with axes for examples, heads, and the steps of queries and keys."""
+        axes = tuple(mask.shape)
+        if len(axes) in (2, 3):
+            axes = (*axes[:-2], 1, *axes[-2:]) if len(axes) == 3 else (1, 1, *axes)
+        lengths = zip(axes[-2:], steps, strict=True)
+        fits = all(not isinstance(wanted, int) or length in (None, 1, wanted) for length, wanted in lengths)
+        if len(axes) != 4 or axes[1] not in (1, *self._heads_shape()) or not fits:
+            raise ValueError(
+                f"attention_mask of {self.name} must have shape (batch, query time, key time), with or without heads "
+                f"in second place, each of them or 1, got {tuple(mask.shape)}."
+            )
+        mask = ops.reshape(mask, (-1, axes[1], *ops.shape(mask)[-2:]))
+        if None not in axes[2:]:
+            return mask
+        known = (1 if length == 1 else wanted for length, wanted in zip(axes[2:], steps, strict=True))
+        return ops.broadcast_to(mask, (*ops.shape(mask)[:2], *known))
+
     def _constraints(
         self, valid: Tensor | None, attention_mask: Tensor | None, causal: bool, training: bool | None
     ) -> Constraints:
-        if attention_mask is not None:
-            shape = tuple(attention_mask.shape)
-            if len(shape) == 3:
-                attention_mask = ops.expand_dims(attention_mask, 1)
-            if len(shape) not in (3, 4) or attention_mask.shape[1] not in (1, *self._heads_shape()):
-                raise ValueError(
-                    f"attention_mask of {self.name} must have shape (batch, query time, key time), with or without "
-                    f"heads in second place, got {shape}."
-                )
         constraints = Constraints(valid, attention_mask, causal)
         if not (training and self.dropout):
             return constraints
@@ -380,21 +392,14 @@ class MultiHeadAttention(Attention):
     ):
         super().__init__(**kwargs)
         value_dim = key_dim if value_dim is None else value_dim
-        num_key_value_heads = num_heads if num_key_value_heads is None else num_key_value_heads
-        check_positive(
-            num_heads=num_heads, key_dim=key_dim, value_dim=value_dim, num_key_value_heads=num_key_value_heads
-        )
+        check_positive(num_heads=num_heads, key_dim=key_dim, value_dim=value_dim)
         check_positive(output_dim=1 if output_dim is None else output_dim)
-        if num_heads % num_key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads must divide num_heads, got {num_key_value_heads} for {num_heads} heads."
-            )
         if rotary and key_dim % 2:
             raise ValueError(f"key_dim must be even with rotary=True, got {key_dim}.")
         self.num_heads = num_heads
         self.key_dim = key_dim
         self.value_dim = value_dim
-        self.num_key_value_heads = num_key_value_heads
+        self.num_key_value_heads = key_value_heads(num_heads, num_key_value_heads)
         self.rotary = rotary
         self.use_bias = use_bias
         self.output_dim = output_dim
@@ -449,17 +454,25 @@ class MultiHeadAttention(Attention):
             key: `(batch, key time, key features)`; the value by default.
             mask: `(batch, key time)` booleans, true for the steps that may be read.
         """
+        if not self.built:
+            raise ValueError(f"{self.name} has no weights yet: call or build it before it reads anything.")
         value = ops.cast(value, self.compute_dtype)
         key = value if key is None else ops.cast(key, self.compute_dtype)
         valid = ops.ones(ops.shape(value)[:2], "bool") if mask is None else ops.cast(mask, "bool")
         keys, values = self._keys_and_values(valid_only(key, valid), valid_only(value, valid))
         return KeysAndValues(keys, values, valid, ops.convert_to_tensor(ops.shape(value)[1], "int32"))
 
-    def read(self, query: Tensor, memory: KeysAndValues) -> Tensor:
-        """Returns what the steps of a query read, as at prediction: `(batch, query time, output_dim)`."""
-        queries = self._queries(ops.cast(query, self.compute_dtype))
+    def read(self, query: Tensor, memory: KeysAndValues, start: Any = 0) -> Tensor:
+        """Returns what the steps of a query read, as at prediction: `(batch, query time, output_dim)`.
+
+        Args:
+            query: `(batch, query time, query features)`.
+            memory: What `keys_and_values` returned.
+            start: Number of the query's first step, for `rotary`.
+        """
+        queries = self._queries(ops.cast(query, self.compute_dtype), start)
         constraints = Constraints(memory.valid)
-        output = self._output(attend_with_weights(queries, memory.keys, memory.values, constraints)[0])
+        output = self._output(attend(queries, memory.keys, memory.values, constraints, training=False))
         return valid_only(output, _readable(constraints, query, memory.valid))
 
     def empty_cache(self, batch_size: Any, max_length: int) -> KeysAndValues:
@@ -503,7 +516,7 @@ class MultiHeadAttention(Attention):
         rows, columns = start + ops.arange(steps, dtype="int32"), ops.arange(room, dtype="int32")
         constraints = Constraints(cache.valid, (rows[:, None] >= columns)[None, None])
         queries = self._queries(sequence, start)
-        output = self._output(attend_with_weights(queries, cache.keys, cache.values, constraints)[0])
+        output = self._output(attend(queries, cache.keys, cache.values, constraints, training=False))
         return valid_only(output, valid), cache
 
     def step(self, inputs: Tensor, cache: KeysAndValues) -> tuple[Tensor, KeysAndValues]:
@@ -603,11 +616,22 @@ def check_positive(**values: Any) -> None:
             raise ValueError(f"{name} must be a positive integer, got {value!r}.")
 
 
+def key_value_heads(num_heads: int, num_key_value_heads: int | None) -> int:
+    """Returns the number of key and value heads, by default that of the query heads, which it must divide."""
+    if num_key_value_heads is None:
+        return num_heads
+    check_positive(num_key_value_heads=num_key_value_heads)
+    if num_heads % num_key_value_heads:
+        raise ValueError(f"num_key_value_heads must divide num_heads, got {num_key_value_heads} for {num_heads} heads.")
+    return num_key_value_heads
+
+
 def varied(initializer: Any, index: int) -> Any:
     """Returns an initializer that draws other numbers: the same one would make weights of the same shape equal."""
     if not isinstance(initializer, keras.initializers.Initializer):
         return initializer
     config = initializer.get_config()
-    if isinstance(config.get("seed"), int):
-        config["seed"] += index
-    return type(initializer).from_config(config)
+    seed = config.get("seed")
+    if seed is not None and not isinstance(seed, int):
+        return initializer  # draws from a generator: other numbers every time, which a copy would draw again
+    return type(initializer).from_config(config | ({} if seed is None else {"seed": seed + index}))

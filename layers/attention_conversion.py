@@ -8,7 +8,6 @@ from typing import Any
 import keras
 import numpy as np
 from keras.layers import Layer
-from numpy.typing import ArrayLike
 
 from layers.attention import MultiHeadAttention
 
@@ -41,6 +40,7 @@ def from_keras_attention(layer: Layer) -> MultiHeadAttention:
 def to_keras_attention(layer: MultiHeadAttention) -> Layer:
     """Returns the counterpart in Keras of multi-head attention, with its weights, where it has some."""
     config = layer.get_config()
+    # Keras' attention with shared heads, GroupQueryAttention, takes no widths of its own for values and output.
     _refuse(layer, config, {"rotary": (False,), "num_key_value_heads": (layer.num_heads,)})
     theirs = keras.layers.MultiHeadAttention(
         **{name: value for name, value in config.items() if name in _SHARED}, output_shape=layer.output_dim
@@ -68,14 +68,14 @@ def to_torch_attention_weights(layer: MultiHeadAttention) -> dict[str, np.ndarra
     return state
 
 
-def from_torch_attention_weights(state: Mapping[str, ArrayLike], layer: MultiHeadAttention) -> None:
+def from_torch_attention_weights(state: Mapping[str, np.ndarray], layer: MultiHeadAttention) -> None:
     """Sets the weights of a layer to those of a `torch.nn.MultiheadAttention`."""
-    arrays = {name: np.asarray(value) for name, value in state.items()}
-    if "in_proj_weight" in arrays:
-        kernels = dict(zip(_PROJECTIONS, np.split(arrays.pop("in_proj_weight"), 3), strict=True))
+    arrays = dict(state)
+    if any(f"{name[0]}_proj_weight" in arrays for name in _PROJECTIONS):
+        kernels = {name: _taken(arrays, f"{name[0]}_proj_weight", 2) for name in _PROJECTIONS}
     else:
-        kernels = {name: _taken(arrays, f"{name[0]}_proj_weight") for name in _PROJECTIONS}
-    kernels["output"] = _taken(arrays, "out_proj.weight")
+        kernels = dict(zip(_PROJECTIONS, _thirds(arrays, "in_proj_weight", 2), strict=True))
+    kernels["output"] = _taken(arrays, "out_proj.weight", 2)
     shapes = [(None, None, kernels[name].shape[1]) for name in ("query", "value", "key")]
     # What does not fit must leave the layer as it was, unbuilt if it was that.
     built = layer if layer.built else MultiHeadAttention.from_config(layer.get_config())
@@ -84,9 +84,9 @@ def from_torch_attention_weights(state: Mapping[str, ArrayLike], layer: MultiHea
     _check_fits_torch(built)
     values = {f"{name}_kernel": kernel.T for name, kernel in kernels.items()}
     if layer.use_bias:
-        biases = np.split(_taken(arrays, "in_proj_bias"), 3)
+        biases = _thirds(arrays, "in_proj_bias", 1)
         values |= {f"{name}_bias": bias for name, bias in zip(_PROJECTIONS, biases, strict=True)}
-        values["output_bias"] = _taken(arrays, "out_proj.bias")
+        values["output_bias"] = _taken(arrays, "out_proj.bias", 1)
     if arrays:
         raise ValueError(f"{layer.name} has no place for {', '.join(sorted(arrays))}.")
     for name, array in values.items():
@@ -140,7 +140,17 @@ def _check_fits_torch(layer: MultiHeadAttention) -> None:
         )
 
 
-def _taken(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
+def _taken(arrays: dict[str, np.ndarray], name: str, axes: int) -> np.ndarray:
     if name not in arrays:
         raise ValueError(f"{name} is missing in the weights of PyTorch.")
+    if arrays[name].ndim != axes:
+        raise ValueError(f"{name} must have {axes} axes, got shape {arrays[name].shape}.")
     return arrays.pop(name)
+
+
+def _thirds(arrays: dict[str, np.ndarray], name: str, axes: int) -> list[np.ndarray]:
+    """Returns the parts for query, key and value."""
+    array = _taken(arrays, name, axes)
+    if len(array) % 3:
+        raise ValueError(f"{name} must have as many rows for query, key and value, got shape {array.shape}.")
+    return np.split(array, 3)

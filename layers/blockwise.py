@@ -14,6 +14,8 @@ Blocks that a causal mask leaves out are not computed. Heads are worked on one a
 are shared out among the cores, in XLA programs as those of the recurrent layers.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -37,8 +39,10 @@ class Constraints(NamedTuple):
     """Which queries read which keys, and what is dropped.
 
     Attributes:
-        valid: `(batch, key time)` booleans, true for the keys that may be read, or None for all.
-        allowed: `(batch or 1, heads or 1, query time, key time)` booleans, or None.
+        valid: `(batch or 1, key time)` booleans, true for the keys that may be read, or None for all. Blocks need masks
+            of one example at least, also where there are none.
+        allowed: `(batch or 1, heads or 1, query time or 1, key time or 1)` booleans, or None. An axis of unknown length
+            is as long as the times are.
         causal: Whether a query reads no key after its own step.
         dropout: Share of the weights that is dropped.
         seed: Two integers to draw dropped weights from, the same for values and gradients, or None.
@@ -77,43 +81,50 @@ class Blockwise:
         """
         shape = (*ops.shape(tensors[0])[:3], tensors[2].shape[-1])
         flat = tuple(map(_flattened, tensors))
-        results = [
-            self._forward(
-                ops.convert_to_tensor(first * self.shared, "int32"), *self._cut(flat, first, size), self.constraints
-            )
-            for first, size in self._parts(flat[1])
-        ]
-        output, log_sums = _joined(results)
+        parts = self._parts(tensors[1])
+        results = [self._forward(self._first(part), *self._cut(flat, part), self.constraints) for part in parts]
+        output, log_sums = _joined(results, parts, flat[:1] * 2, (self.shared, self.shared))
         return (ops.reshape(output, shape),), (output, log_sums)
 
     def backward(self, tensors: Tensors, saved: Tensors, upstream: Tensors) -> Tensors:
         """Returns the gradients by query, key and value."""
         flat, by_query = tuple(map(_flattened, tensors)), (*saved, _flattened(upstream[0]))
+        parts = self._parts(tensors[1])
         results = [
             self._backward(
-                self._first(first),
-                *self._cut(flat, first, size),
-                *(_part(each, first, size, self.shared) for each in by_query),
+                self._first(part),
+                *self._cut(flat, part),
+                *(part.of(each, self.shared) for each in by_query),
                 self.constraints,
             )
-            for first, size in self._parts(flat[1])
+            for part in parts
         ]
-        return tuple(
-            ops.reshape(each, ops.shape(tensor)) for each, tensor in zip(_joined(results), tensors, strict=True)
-        )
+        gradients = _joined(results, parts, flat, (self.shared, 1, 1))
+        return tuple(ops.reshape(each, ops.shape(tensor)) for each, tensor in zip(gradients, tensors, strict=True))
 
-    def _parts(self, key: Tensor) -> list[tuple[Any, Any]]:
-        """Returns first and number of the key heads of every part."""
-        sizes = parts(ops.shape(key)[0], self.training)
-        return [(sum(sizes[:index]), size if len(sizes) > 1 else None) for index, size in enumerate(sizes)]
+    def _parts(self, key: Tensor) -> list[_Part]:
+        """Returns the parts that the key heads of a batch are worked on in; all are of one size, for one program.
 
-    def _first(self, first: Any) -> Tensor:
+        The last ones overlap with those before them, and do again what those have done, where the size does not divide
+        the number of heads.
+        """
+        count = ops.shape(key)[0] * self.key_heads
+        sizes = parts(count, self.training)
+        if len(sizes) == 1:
+            return [_Part()]
+        most, least = (max, min) if isinstance(count, int) else (ops.maximum, ops.minimum)
+        # Without examples there still is one head, of zeros: no program is made for less.
+        count, size = most(count, 1), most(sizes[0], 1)
+        starts = [least(number * size, count - size) for number in range(len(sizes))]
+        return [_Part(start, size, number * size - start) for number, start in enumerate(starts)]
+
+    def _first(self, part: _Part) -> Tensor:
         """Returns the number of a part's first head, as a tensor: every number would make a program of its own."""
-        return ops.convert_to_tensor(first * self.shared, "int32")
+        return ops.convert_to_tensor(part.first * self.shared, "int32")
 
-    def _cut(self, tensors: Tensors, first: Any, size: Any) -> Tensors:
+    def _cut(self, tensors: Tensors, part: _Part) -> Tensors:
         query, *others = tensors
-        return (_part(query, first, size, self.shared), *(_part(each, first, size) for each in others))
+        return (part.of(query, self.shared), *(part.of(each) for each in others))
 
     def _forward_part(
         self, first: Tensor, query: Tensor, key: Tensor, value: Tensor, constraints: Constraints
@@ -226,6 +237,26 @@ class Blockwise:
         return tuple(ops.cast(each, query.dtype) for each in gradients)
 
 
+class _Part(NamedTuple):
+    """Neighbouring key heads that one program works on.
+
+    Attributes:
+        first: Number of the first of them.
+        size: How many there are, or None for all.
+        again: How many of them the part before works on too.
+    """
+
+    first: Any = 0
+    size: Any = None
+    again: Any = 0
+
+    def of(self, tensor: Tensor, times: int = 1) -> Tensor:
+        """Returns the rows of this part, `times` for every key head."""
+        if self.size is None:
+            return tensor
+        return at_least(times, tensor)[self.first * times : (self.first + self.size) * times]
+
+
 class _Sizes:
     """How the steps of queries and keys are cut into blocks."""
 
@@ -278,18 +309,19 @@ class _Weights:
         scores = ops.matmul(queries, ops.transpose(keys))
         masks = []
         if self.valid is not None:
-            masks.append(_slice(self.valid, (example, columns * sizes.key_block), (1, sizes.key_block)))
+            of_example = ops.minimum(example, ops.shape(self.valid)[0] - 1)  # the mask of one stands for all
+            masks.append(_slice(self.valid, (of_example, columns * sizes.key_block), (1, sizes.key_block)))
         elif sizes.keys_are_padded:
             masks.append(_places(columns, sizes.key_block)[None] < sizes.key_steps)
         if self.allowed is not None:
-            examples, heads = ops.shape(self.allowed)[:2]
-            start = (
-                ops.minimum(example, examples - 1),  # the mask of one stands for all
-                ops.minimum((head + self.first) % self.heads, heads - 1),
-                rows * sizes.query_block,
-                columns * sizes.key_block,
-            )
-            masks.append(_slice(self.allowed, start, (1, 1, sizes.query_block, sizes.key_block))[0, 0])
+            shape = (1, 1, sizes.query_block, sizes.key_block)
+            place = (example, (head + self.first) % self.heads, rows * sizes.query_block, columns * sizes.key_block)
+            # An axis of one stands for all. The number of examples may be known only when the program runs.
+            one = [_is_one(length) for length in ops.shape(self.allowed)]
+            start = [0 if alone else start for alone, start in zip(one, place, strict=True)]
+            start[0] = ops.minimum(start[0], ops.shape(self.allowed)[0] - 1)
+            size = [1 if alone else length for alone, length in zip(one, shape, strict=True)]
+            masks.append(_slice(self.allowed, start, size)[0, 0])
         if self.constraints.causal:
             masks.append(_places(rows, sizes.query_block)[:, None] >= _places(columns, sizes.key_block)[None])
         return ops.cast(scores, precise_dtype(scores)), both(*masks)
@@ -334,18 +366,29 @@ def _loop(start: Any, stop: Any, body: Callable[[Any, Tensors], Tensors], carry:
     return tuple(results[1:])
 
 
+def at_least(count: int, tensor: Tensor) -> Tensor:
+    """Returns a tensor with so many rows, of zeros, where it may have none."""
+    rows = ops.shape(tensor)[0]
+    if isinstance(rows, int) and rows >= count:
+        return tensor
+    return ops.pad(tensor, ((0, ops.maximum(count - rows, 0)), *((0, 0),) * (len(tensor.shape) - 1)))
+
+
 def _flattened(tensor: Tensor) -> Tensor:
     return ops.reshape(tensor, (-1, *ops.shape(tensor)[2:]))
 
 
-def _part(tensor: Tensor, first: Any, size: Any, times: int = 1) -> Tensor:
-    return tensor if size is None else tensor[first * times : (first + size) * times]
-
-
-def _joined(of_parts: Sequence[Tensors]) -> Tensors:
-    if len(of_parts) == 1:
-        return tuple(of_parts[0])
-    return tuple(ops.concatenate(each) for each in zip(*of_parts, strict=True))
+def _joined(
+    results: Sequence[Tensors], parts: Sequence[_Part], like: Sequence[Tensor], times: Sequence[int]
+) -> Tensors:
+    """Returns the results of all parts, as many heads of each as there are of `like`, `times` for every key head."""
+    if len(parts) == 1:
+        return tuple(results[0])
+    joined = (
+        ops.concatenate([each[part.again * count :] for each, part in zip(of_parts, parts, strict=True)])
+        for of_parts, count in zip(zip(*results, strict=True), times, strict=True)
+    )
+    return tuple(each[: ops.shape(whole)[0]] for each, whole in zip(joined, like, strict=True))
 
 
 def _block(tensor: Tensor, head: Tensor, number: Tensor, size: int) -> Tensor:
@@ -368,11 +411,14 @@ def _padded(tensor: Tensor, missing: Any) -> Tensor:
 
 
 def _padded_mask(allowed: Tensor, sizes: _Sizes) -> Tensor:
-    rows = sizes.query_block * sizes.query_blocks - sizes.query_steps
-    columns = sizes.key_block * sizes.key_blocks - sizes.key_steps
-    if isinstance(rows, int) and isinstance(columns, int) and not rows and not columns:
+    missing = (
+        sizes.query_block * sizes.query_blocks - sizes.query_steps,
+        sizes.key_block * sizes.key_blocks - sizes.key_steps,
+    )
+    added = [0 if _is_one(length) else each for length, each in zip(ops.shape(allowed)[2:], missing, strict=True)]
+    if all(isinstance(each, int) and not each for each in added):
         return allowed
-    return ops.pad(allowed, ((0, 0), (0, 0), (0, rows), (0, columns)))
+    return ops.pad(allowed, ((0, 0), (0, 0), *((0, each) for each in added)))
 
 
 def _places(number: Tensor, size: int) -> Tensor:

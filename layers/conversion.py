@@ -181,7 +181,7 @@ def from_torch_weights(state: Mapping[str, ArrayLike], layer: Layer) -> None:
         [[[1.0, 4.0], [2.0, 5.0], [3.0, 6.0]], [[7.0, 9.0], [8.0, 0.0]], [2.0, 3.0]]
     """
     if type(layer) is MultiHeadAttention:
-        from_torch_attention_weights(state, layer)
+        from_torch_attention_weights({name: _array(name, values) for name, values in state.items()}, layer)
         return
     parts = _torch_parts(layer)
     arrays = _fitting_arrays(state, layer, parts)

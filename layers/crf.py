@@ -24,6 +24,9 @@ Shape = tuple[int | None, ...]
 IMPOSSIBLE = -1e9
 """Potential of what must not be. Not minus infinity, whose differences are NaN."""
 
+PADDING = -1e18
+"""Potential by which steps that the mask leaves out are known: no sum of what must not be comes near it."""
+
 
 @keras.saving.register_keras_serializable(package="kerasloom")
 class CRF(keras.layers.Layer):
@@ -149,7 +152,7 @@ class CRFLoss(keras.losses.Loss):
         """Loss of each sequence, `(batch,)`."""
         y_pred = ops.convert_to_tensor(y_pred)
         tags = ops.expand_dims(ops.cast(y_true, "int32"), -1)
-        is_padding = y_pred[:, :, 0, -1:] <= IMPOSSIBLE / 2
+        is_padding = y_pred[:, :, 0, -1:] <= PADDING / 2
         allowed = (tags < 0) | is_padding | (tags == ops.arange(y_pred.shape[-1], dtype="int32"))
         impossible = ops.cast(IMPOSSIBLE, y_pred.dtype)
         told = y_pred + ops.where(ops.expand_dims(allowed, 2), ops.zeros_like(impossible), impossible)
@@ -248,7 +251,7 @@ def _before_all(potentials: Tensor) -> Tensor:
 def _handed_on(is_first: Tensor | bool, tags: int, dtype: Any) -> Tensor:
     """Returns potentials that leave only the old tag, and at the first step only tag 0."""
     is_only = ops.where(is_first, ops.arange(tags) == 0, ops.eye(tags, dtype="bool"))
-    return ops.cast(ops.where(is_only, 0.0, IMPOSSIBLE), dtype)
+    return ops.cast(ops.where(is_only, 0.0, PADDING), dtype)
 
 
 def _lengthened(potentials: Tensor, steps: Tensor) -> Tensor:

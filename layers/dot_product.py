@@ -11,9 +11,9 @@ from typing import Any
 
 from keras import ops
 
-from layers.blockwise import Blockwise, Constraints, both
+from layers.blockwise import Blockwise, Constraints, at_least, both
 from layers.derivatives import Tensor, Tensors, with_gradient
-from layers.kernels import fused_attention, prefers_blocks, softmax, uniform
+from layers.kernels import fused_attention, padded_length, prefers_blocks, softmax, uniform
 from layers.masking import precise_dtype
 
 
@@ -34,18 +34,51 @@ def attend(query: Tensor, key: Tensor, value: Tensor, constraints: Constraints, 
     def at_once() -> Tensor:
         return _at_once(tensors, constraints, training)
 
-    def in_blocks() -> Tensor:
-        attention = Blockwise(query.shape[1], key.shape[1], constraints, training)
-        return with_gradient(_plain(constraints), attention.forward, attention.backward)(tensors)[0]
-
     if constraints.valid is None and constraints.allowed is None and not constraints.dropout:
         fused = fused_attention(query, key, value, constraints.causal)
         if fused is not None:
             return fused
-    blocks = prefers_blocks(ops.shape(query)[2], ops.shape(key)[2], training)
-    if isinstance(blocks, bool):
-        return in_blocks() if blocks else at_once()
-    return ops.cond(blocks, in_blocks, at_once)
+    blocks = query.shape[0] != 0 and prefers_blocks(ops.shape(query)[2], ops.shape(key)[2], training)
+    if blocks is False:
+        return at_once()
+    missing = [_missing(each, training) for each in (query, key)]
+    # Masks of the blocks belong out here: the gradient of a branch finds nothing that is made inside it.
+    bounds = _lengthened(constraints, key, *missing)
+
+    def in_blocks() -> Tensor:
+        attention = Blockwise(query.shape[1], key.shape[1], bounds, training)
+        lengthened = tuple(map(_padded, tensors, (*missing, missing[1])))
+        output = with_gradient(_plain(bounds), attention.forward, attention.backward)(lengthened)[0]
+        return output if missing[0] is None else output[:, :, : ops.shape(query)[2]]
+
+    return in_blocks() if blocks is True else ops.cond(blocks, in_blocks, at_once)
+
+
+def _missing(sequence: Tensor, training: bool) -> Tensor | None:
+    """Returns how many steps a sequence needs to have a length that few programs are made for, or None for none."""
+    steps = ops.shape(sequence)[2]
+    length = padded_length(steps, training)
+    return None if length is None else length - steps
+
+
+def _padded(tensor: Tensor, missing: Tensor | None) -> Tensor:
+    """Returns queries, keys or values with more steps."""
+    return tensor if missing is None else ops.pad(tensor, ((0, 0), (0, 0), (0, missing), (0, 0)))
+
+
+def _lengthened(
+    constraints: Constraints, key: Tensor, missing_queries: Tensor | None, missing_keys: Tensor | None
+) -> Constraints:
+    """Returns constraints for more steps of queries and keys, where the keys that are added are not read."""
+    valid, allowed = (None if mask is None else at_least(1, mask) for mask in (constraints.valid, constraints.allowed))
+    if missing_keys is not None:
+        valid = ops.ones((1, ops.shape(key)[2]), "bool") if valid is None else valid
+        valid = ops.pad(valid, ((0, 0), (0, missing_keys)))
+    if allowed is not None:
+        for axis, missing in ((2, missing_queries), (3, missing_keys)):
+            if missing is not None and allowed.shape[axis] != 1:
+                allowed = ops.pad(allowed, [(0, missing if each == axis else 0) for each in range(4)])
+    return constraints._replace(valid=valid, allowed=allowed)
 
 
 def _inside(mask: Tensor | None) -> Tensor | None:

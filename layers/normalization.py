@@ -225,10 +225,10 @@ class BatchNorm(_Normalization):
         centred = rows - mean
         squares = centred * centred if counted is None else centred * centred * counted
         variance = ops.sum(squares, axis=0) / divisor
-        share = ops.where(count > 0, 1 - self.momentum, 0.0)
+        share = ops.where(count > 0, ops.cast(1 - self.momentum, rows.dtype), ops.cast(0, rows.dtype))
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             old = ops.cast(moving, value.dtype)
-            moving.assign(ops.cast(old + ops.cast(share, value.dtype) * (value - old), moving.dtype))
+            moving.assign(ops.cast(old + share * (value - old), moving.dtype))
         return centred, variance
 
 

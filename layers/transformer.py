@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import keras
 from keras import ops
 
-from layers.attention import KeysAndValues, MultiHeadAttention, check_positive, varied
+from layers.attention import KeysAndValues, MultiHeadAttention, check_positive, key_value_heads, varied
 from layers.derivatives import Tensor
 from layers.masking import valid_only
 from layers.normalization import LayerNorm, RMSNorm
@@ -71,6 +71,8 @@ class TransformerBlock(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         check_positive(num_heads=num_heads, feed_forward_units=feed_forward_units)
+        check_positive(key_dim=1 if key_dim is None else key_dim)
+        key_value_heads(num_heads, num_key_value_heads)
         if norm not in ("layer", "rms"):
             raise ValueError(f"norm must be 'layer' or 'rms', got {norm!r}.")
         for name, rate in (("dropout", dropout), ("attention_dropout", attention_dropout)):
@@ -152,7 +154,7 @@ class TransformerBlock(keras.layers.Layer):
             rotary=rotary,
             use_bias=self.use_bias,
             dropout=self.attention_dropout,
-            kernel_initializer=self.kernel_initializer,
+            kernel_initializer=varied(self.kernel_initializer, 10 * number),
             seed=self._seed(number),
             name=name,
             dtype=self.dtype_policy,
@@ -163,7 +165,7 @@ class TransformerBlock(keras.layers.Layer):
             units,
             activation,
             use_bias=self.use_bias,
-            kernel_initializer=varied(self.kernel_initializer, number),
+            kernel_initializer=varied(self.kernel_initializer, 10 * number),  # attention has four kernels
             name=name,
             dtype=self.dtype_policy,
         )
@@ -316,6 +318,8 @@ class TransformerDecoderBlock(TransformerBlock):
             memory: `(batch, memory time, memory features)`, if there is cross-attention.
             memory_mask: `(batch, memory time)` booleans, true for the steps that may be read.
         """
+        if not self.built:
+            raise ValueError(f"{self.name} has no weights yet: call or build it before it reads anything.")
         self._check_memory(memory)
         own = self.self_attention.empty_cache(batch_size, max_length)
         if memory is None:

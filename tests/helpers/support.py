@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +39,26 @@ class Outcome:
         return dict(json.loads(self.output.strip().splitlines()[-1]))
 
 
-def loom(*arguments: str, cwd: Path, **environment: str) -> Outcome:
-    """Run the installed `loom` command in a process of its own."""
+@functools.cache
+def empty_store() -> Path:
+    """A tracking store without runs; MLflow takes seconds to make one."""
+    path = Path(tempfile.mkdtemp()) / "mlflow.db"
+    client_of(path)
+    return path
+
+
+def loom(*arguments: str, cwd: Path, new_store: bool = False, **environment: str) -> Outcome:
+    """Run the installed `loom` command in a process of its own.
+
+    Args:
+        *arguments: The command's.
+        cwd: Its working directory.
+        new_store: Leave the making of a tracking store to the command.
+        **environment: Variables it gets.
+    """
+    if not new_store and arguments[0] == "train" and not (cwd / "mlruns").exists():
+        (cwd / "mlruns").mkdir()
+        shutil.copy(empty_store(), cwd / "mlruns" / "mlflow.db")
     process = subprocess.run(
         [str(Path(sys.executable).with_name("loom")), *arguments],
         cwd=cwd,
@@ -70,9 +91,14 @@ class TrainedRun:
 
 def client(folder: Path) -> Any:
     """MLflow client of the store in a folder."""
+    return client_of(folder / "mlruns" / "mlflow.db")
+
+
+def client_of(database: Path) -> Any:
+    """MLflow client of a database, which is made if it is not there."""
     import mlflow
 
-    return mlflow.MlflowClient(f"sqlite:///{folder}/mlruns/mlflow.db")
+    return mlflow.MlflowClient(f"sqlite:///{database}")
 
 
 def weights(model: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 import torch_attention_goldens
+from support import ROOT
 
 from layers import AdditiveAttention, MultiHeadAttention, MultiplicativeAttention, blockwise, from_keras, to_keras
 from layers.blockwise import Blockwise, Constraints
@@ -244,11 +245,23 @@ def test_pytorch_computes_what_was_recorded(case):
         np.testing.assert_allclose(torch_attention_goldens.read(case)[name], wanted, atol=1e-12, err_msg=name)
 
 
-def test_wrong_weights_of_pytorch_leave_the_layer_as_it_was(rng):
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({}, "out_proj.bias is missing"),
+        ({"in_proj_weight": np.zeros(18)}, "in_proj_weight must have 2 axes"),
+        ({"in_proj_weight": np.zeros((17, 6))}, "in_proj_weight must have as many rows"),
+        ({"in_proj_weight": "none"}, "in_proj_weight must be an array"),
+        ({"k_proj_weight": np.zeros((6, 6))}, "q_proj_weight is missing"),
+        ({"out_proj.bias": np.zeros(6), "more": np.zeros(1)}, "no place for more"),
+        ({"out_proj.bias": np.zeros(5)}, "output_bias"),
+    ],
+)
+def test_wrong_weights_of_pytorch_leave_the_layer_as_it_was(changed, message):
     state = {"in_proj_weight": np.zeros((18, 6)), "out_proj.weight": np.zeros((6, 6)), "in_proj_bias": np.zeros(18)}
     layer = MultiHeadAttention(3, 2)
-    with pytest.raises(ValueError, match=r"out_proj.bias is missing"):
-        from_torch_weights(state, layer)
+    with pytest.raises(ValueError, match=message):
+        from_torch_weights(state | changed, layer)
     assert not layer.built
 
 
@@ -356,23 +369,101 @@ def test_blocks_know_where_half_precision_is_too_coarse(rng, monkeypatch):
     np.testing.assert_allclose(array(keras.ops.cast(actual, "float32")), wanted, atol=0.02)
 
 
-@pytest.mark.tensorflow_only
-def test_long_sequences_of_unknown_length_never_hold_all_scores(rng):
-    """20,000 steps: the scores of one head alone would be 1.6 GB, and all of them 6.4 GB."""
-    import resource
+LAYER_MASKS = {
+    "none": lambda rng, batch, steps: {},
+    "causal": lambda rng, batch, steps: {"use_causal_mask": True},
+    "steps": lambda rng, batch, steps: {"query_mask": rng.random((batch, steps)) < 0.7} | _valid(rng, batch, steps),
+    "keys": lambda rng, batch, steps: {"attention_mask": rng.random((batch, 1, steps)) < 0.7},
+    "queries": lambda rng, batch, steps: {"attention_mask": rng.random((batch, steps, 1)) < 0.7},
+    "all_examples": lambda rng, batch, steps: {"attention_mask": rng.random((steps, steps)) < 0.7},
+    "heads": lambda rng, batch, steps: (
+        {"attention_mask": rng.random((batch, 2, steps, steps)) < 0.7, "use_causal_mask": True}
+        | _valid(rng, batch, steps)
+    ),
+}
 
-    layer = MultiHeadAttention(4, 8)
-    sequence = rng.normal(size=(1, 20_000, 16)).astype("float32")
-    layer.build(sequence.shape, sequence.shape)
+
+def _valid(rng, batch, steps):
+    return {"value_mask": rng.random((batch, steps)) < 0.7}
+
+
+@pytest.mark.tensorflow_only
+@pytest.mark.parametrize(
+    ("masks", "known"),
+    [
+        pytest.param(
+            masks, known, marks=() if (masks, known) in {("heads", False), ("keys", True)} else pytest.mark.slow
+        )
+        for masks in LAYER_MASKS
+        for known in (True, False)
+    ],
+)
+def test_a_layer_in_blocks_equals_the_layer_at_once(masks, known, rng, monkeypatch):
+    """Plain graphs, as in `fit` without XLA; with five cores for two heads of three examples, and of none."""
     import tensorflow as tf
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run = tf.function(
-        lambda x: layer(x, x, training=True, use_causal_mask=True), input_signature=[tf.TensorSpec((None, None, 16))]
-    )
-    output = run(sequence)
-    assert np.isfinite(output).all()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000, "in KB"
+    from layers.kernels import tensorflow as kernels
+
+    monkeypatch.setattr(kernels, "_cores", lambda: 5)
+    monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 0)
+    monkeypatch.setattr(blockwise, "BLOCK", 4)
+    monkeypatch.setattr(blockwise, "LARGEST_BLOCK", 4)
+    layer = MultiHeadAttention(2, 3, num_key_value_heads=1, dtype="float64")
+    layer.build((None, None, D), (None, None, D))
+    for batch in (3, 0):
+        sequence = rng.normal(size=(batch, 9, D))
+        named = {
+            name: mask if isinstance(mask, bool) else tensor(mask)
+            for name, mask in LAYER_MASKS[masks](rng, batch, 9).items()
+        }
+
+        def step(sequence, layer=layer, named=named):
+            with tf.GradientTape() as tape:
+                tape.watch(sequence)
+                output = layer(sequence, sequence, training=True, **named)
+                total = tf.reduce_sum(output**2)
+            return output, *tape.gradient(total, [sequence, *layer.trainable_variables])
+
+        results = []
+        for short in (10**6, 1):
+            monkeypatch.setattr(kernels, "SHORT", short)
+            signature = [tf.TensorSpec(sequence.shape if known else (None, None, D), "float64")]
+            results.append(tf.function(step, input_signature=signature, autograph=False)(sequence))
+        for at_once, in_blocks in zip(*results, strict=True):
+            np.testing.assert_allclose(in_blocks, at_once, atol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow_only
+def test_long_sequences_never_hold_all_scores():
+    """12,000 steps, there and back: the scores of one head alone would be 0.6 GB, and all of them 2.3 GB."""
+    import subprocess
+    import sys
+
+    script = """
+import resource
+import numpy as np, tensorflow as tf
+from layers import MultiHeadAttention
+layer = MultiHeadAttention(4, 8)
+layer.build((1, 12_000, 16), (1, 12_000, 16))
+
+@tf.function(input_signature=[tf.TensorSpec((None, None, 16))])
+def step(sequence):
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(layer(sequence, sequence, training=True, use_causal_mask=True) ** 2)
+    return tape.gradient(total, layer.trainable_variables)
+
+memory = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+step(np.ones((1, 100, 16), "float32"))
+before = memory()
+assert all(np.isfinite(each).all() for each in step(np.ones((1, 12_000, 16), "float32")))
+assert memory() - before < 600_000, memory() - before  # KB
+cache = layer.empty_cache(1, 6000)
+before = memory()
+layer.extend(np.ones((1, 6000, 16), "float32"), cache)  # scores of one head: 144 MB; with masks and softmax 1 GB
+assert memory() - before < 400_000, memory() - before
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=ROOT)
 
 
 @pytest.mark.tensorflow_only
@@ -539,6 +630,15 @@ def test_full_cache_is_refused(rng):
         layer.extend(sequence, layer.empty_cache(B, max_length=4))
 
 
+def test_memory_is_read_from_any_step_on(rng):
+    query, value, _ = inputs(rng)
+    layer, _ = built(MultiHeadAttention(2, 4, rotary=True, dtype="float64"), rng, query, value, value)
+    memory, whole = layer.keys_and_values(value), array(layer(query, value))
+    for step in range(R):
+        read = layer.read(query[:, step : step + 1], memory, start=step)
+        np.testing.assert_allclose(array(read)[:, 0], whole[:, step], atol=1e-12)
+
+
 def test_memory_is_projected_once_and_read_often(rng):
     query, value, _ = inputs(rng)
     mask = rng.random((B, S)) < 0.6
@@ -550,8 +650,18 @@ def test_memory_is_projected_once_and_read_often(rng):
 # Weights and refusals.
 
 
+def test_weights_are_regularized_and_constrained(rng):
+    options = {f"{what}_regularizer": keras.regularizers.L2(0.1) for what in ("kernel", "bias")}
+    options |= {f"{what}_constraint": keras.constraints.NonNeg() for what in ("kernel", "bias")}
+    query, value, key = inputs(rng)
+    layer, weights = built(MultiHeadAttention(2, 3, **options), rng, query, value, key)
+    np.testing.assert_allclose(sum(map(array, layer.losses)), 0.1 * sum((each**2).sum() for each in weights.values()))
+    assert len(weights) == 8
+    assert all(isinstance(weight.constraint, keras.constraints.NonNeg) for weight in layer.weights)
+
+
 def test_projections_start_with_different_weights():
-    for seed in (None, 3):
+    for seed in (None, 3, keras.random.SeedGenerator(1)):
         layer = MultiHeadAttention(2, 2, kernel_initializer=keras.initializers.GlorotUniform(seed=seed))
         layer.build((None, None, 4), (None, None, 4))
         kernels = [array(getattr(layer, f"{name}_kernel")) for name in ("query", "key", "value", "output")]
@@ -575,10 +685,12 @@ def test_projections_start_with_different_weights():
             lambda: MultiHeadAttention(2, 3)(*[np.zeros((1, 2, 3))] * 2, attention_mask=np.ones((1, 3, 2, 2))),
             "attention_mask",
         ),
+        (lambda: MultiHeadAttention(2, 3)(*[np.zeros((1, 2, 3))] * 2, attention_mask=np.ones(2)), "attention_mask"),
         (
-            lambda: MultiHeadAttention(2, 3)(*[np.zeros((1, 2, 3))] * 2, attention_mask=np.ones((1, 2))),
+            lambda: MultiHeadAttention(2, 3)(*[np.zeros((1, 2, 3))] * 2, attention_mask=np.ones((1, 2, 3))),
             "attention_mask",
         ),
+        (lambda: MultiHeadAttention(2, 3).keys_and_values(np.zeros((1, 2, 3))), "no weights yet"),
         (lambda: to_keras(MultiHeadAttention(2, 4, rotary=True)), "rotary"),
         (lambda: to_keras(MultiHeadAttention(2, 4, num_key_value_heads=1)), "num_key_value_heads"),
         (lambda: from_keras(keras.layers.MultiHeadAttention(2, 4, use_gate=True)), "use_gate"),

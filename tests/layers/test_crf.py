@@ -102,6 +102,24 @@ def test_viterbi_finds_the_best_of_all_paths(rng, mask):
         assert tuple(row[valid]) == max(paths, key=paths.get)
 
 
+@pytest.mark.parametrize("what", ["tag", "transition"])
+def test_what_is_forbidden_is_not_taken_for_padding(rng, what):
+    """Far below all others, the last tag or the way to it must cost the same however far it is below."""
+    scores, tags, losses = rng.normal(size=(B, T, K)), rng.integers(0, K - 1, (B, T)), []
+    layer = built(rng, dtype="float64")
+    for value in (-1e4, -1e9, -3e9):
+        forbidden = scores.copy()
+        transitions, *ends = (np.array(weight) for weight in layer.get_weights())
+        if what == "tag":
+            forbidden[..., -1] = value
+        else:
+            transitions[0, -1] = value
+        layer.set_weights([transitions, *ends])
+        losses.append(np.array(loss_of(layer, tags, None)(forbidden)[0]))
+    assert losses[0].min() > 0
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, atol=1e-5)
+
+
 def test_padding_repeats_the_tag_before_it(rng):
     layer, scores, mask = built(rng), rng.normal(size=(B, T, K)), MASKS["padded"]
     tags = np.array(viterbi(call(layer, scores, mask)))

@@ -122,15 +122,16 @@ def test_values_and_gradients_are_those_of_keras(rng, kind, training, shape):
 
 
 @masked_or_not
-def test_moving_statistics_are_those_of_keras(rng, masked):
-    ours, theirs = BatchNorm(momentum=0.7), keras.layers.BatchNormalization(momentum=0.7)
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-13)])
+def test_moving_statistics_are_those_of_keras(rng, masked, dtype, tolerance):
+    ours, theirs = (layer(momentum=0.7, dtype=dtype) for layer in (BatchNorm, keras.layers.BatchNormalization))
     mask = keras.ops.convert_to_tensor(random_mask(rng)) if masked else None
     for _ in range(4):
-        inputs = rng.normal(1, 2, (B, T, D)).astype("float32")
+        inputs = rng.normal(1, 2, (B, T, D)).astype(dtype)
         ours(inputs, mask=mask, training=True)
         theirs(inputs, mask=mask, training=True)
-    np.testing.assert_allclose(ours.moving_mean, theirs.moving_mean, atol=1e-5)
-    np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, atol=1e-5)
+    np.testing.assert_allclose(ours.moving_mean, theirs.moving_mean, atol=tolerance)
+    np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, atol=tolerance)
 
 
 @all_kinds

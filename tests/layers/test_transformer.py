@@ -159,6 +159,15 @@ def test_dropout_is_for_training_and_repeats_with_its_seed(options, rng):
     assert (first != array(blocks[0](sequence, training=True))).any(), "every batch drops other places"
 
 
+def test_parts_start_with_different_weights():
+    initializer = keras.initializers.GlorotUniform(seed=1)
+    block = TransformerDecoderBlock(2, D, gated=True, kernel_initializer=initializer)
+    block.build((None, None, D), (None, None, D))
+    kernels = [array(weight) for weight in block.weights if "kernel" in weight.name]
+    assert len(kernels) == 11
+    assert all((one != other).any() for index, one in enumerate(kernels) for other in kernels[:index])
+
+
 def test_two_blocks_learn_to_repeat_what_stood_a_few_steps_before(rng):
     """No position can be told without attention: a model without it stays at chance, 1/8."""
     words = rng.integers(0, 8, size=(512, 12))
@@ -181,6 +190,9 @@ def test_two_blocks_learn_to_repeat_what_stood_a_few_steps_before(rng):
     [
         (lambda: TransformerEncoderBlock(0, 4), "num_heads"),
         (lambda: TransformerEncoderBlock(2, 0), "feed_forward_units"),
+        (lambda: TransformerEncoderBlock(2, 4, key_dim=0), "key_dim"),
+        (lambda: TransformerEncoderBlock(4, 4, num_key_value_heads=3), "num_key_value_heads"),
+        (lambda: TransformerDecoderBlock(2, 4).empty_cache(1, 2), "no weights yet"),
         (lambda: TransformerEncoderBlock(2, 4, norm="batch"), "norm"),
         (lambda: TransformerEncoderBlock(2, 4, dropout=1.0), "dropout"),
         (lambda: TransformerEncoderBlock(2, 4, attention_dropout=-1), "attention_dropout"),

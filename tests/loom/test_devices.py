@@ -41,7 +41,8 @@ def test_batch_norm_sees_the_whole_batch_on_two_devices() -> None:
     subprocess.run([sys.executable, "-c", BATCH_NORM], check=True, env=clean_environment())
 
 
-@pytest.mark.parametrize("precision", ["mixed_bfloat16", pytest.param("mixed_float16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision_trains_and_passes_its_check(tmp_path: Path, precision: str) -> None:
     settings = ("--precision", precision, "--encoder", "lstm", "--units", "8", "--embedding-units", "8")
     outcome = loom("train", "sentiment", *SMALL_SENTIMENT, *settings, "--json", cwd=tmp_path)
