@@ -111,6 +111,8 @@ def main() -> None:
         print(json.dumps(_long_in_this_process(options.long_of[0], int(options.long_of[1]))))
         return
     if options.torch:
+        if torch is None or options.json is None or not options.json.exists():
+            parser.error("--torch needs PyTorch, and --json with a file of earlier results")
         _add_torch(options.json)
         return
     result = json.loads(options.json.read_text("utf-8")) if options.json and options.json.exists() else {}

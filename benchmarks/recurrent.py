@@ -117,6 +117,8 @@ def main() -> None:
         print(_peaks_of_this_process(*options.memory_of))
         return
     if options.torch:
+        if torch is None or options.json is None or not options.json.exists():
+            parser.error("--torch needs PyTorch, and --json with a file of earlier results")
         _add_torch(options.json)
         return
     rate = measuring.product_rate()

@@ -32,7 +32,7 @@ LARGEST_BLOCK = 512
 """Sequences up to this length, where it is known, are one block."""
 
 NOTHING = 1e30
-"""L of a query that may read nothing: p is 0."""
+"""L of a query that may read nothing: p is 0. Below its negative lies no score."""
 
 
 class Constraints(NamedTuple):

@@ -16,7 +16,7 @@ import keras
 from keras import ops
 
 from layers.derivatives import Tensor, Tensors, with_gradient
-from layers.kernels import compiled, padded_length, scan
+from layers.kernels import compiled, padded_length, required, scan
 from layers.masking import precise_dtype
 
 Shape = tuple[int | None, ...]
@@ -139,6 +139,10 @@ class CRFLoss(keras.losses.Loss):
         y_true: Integer tags `(batch, time)`.
         y_pred: Potentials `(batch, time, tags, tags)`.
 
+    Raises:
+        ValueError: If a tag is as large as the number of tags; an error of TensorFlow's in graphs, and in XLA programs,
+            which cannot stop, a loss that is NaN.
+
     Example:
         >>> potentials = CRF()(keras.ops.zeros((1, 3, 2)))  # all 8 paths are equally likely
         >>> round(float(CRFLoss()(keras.ops.zeros((1, 3), "int32"), potentials)), 4)
@@ -154,6 +158,9 @@ class CRFLoss(keras.losses.Loss):
         tags = ops.expand_dims(ops.cast(y_true, "int32"), -1)
         is_padding = y_pred[:, :, 0, -1:] <= PADDING / 2
         allowed = (tags < 0) | is_padding | (tags == ops.arange(y_pred.shape[-1], dtype="int32"))
+        count = y_pred.shape[-1]
+        message = f"CRFLoss: there are {count} tags, and y_true has one that is not below {count}."
+        y_pred = required(ops.all((tags < count) | is_padding), message, y_pred)
         impossible = ops.cast(IMPOSSIBLE, y_pred.dtype)
         told = y_pred + ops.where(ops.expand_dims(allowed, 2), ops.zeros_like(impossible), impossible)
         return log_partition(y_pred) - log_partition(told)

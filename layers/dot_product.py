@@ -11,7 +11,7 @@ from typing import Any
 
 from keras import ops
 
-from layers.blockwise import Blockwise, Constraints, at_least, both
+from layers.blockwise import NOTHING, Blockwise, Constraints, at_least, both
 from layers.derivatives import Tensor, Tensors, with_gradient
 from layers.kernels import fused_attention, padded_length, prefers_blocks, softmax, uniform
 from layers.masking import precise_dtype
@@ -102,7 +102,7 @@ def masked_softmax(scores: Tensor, allowed: Tensor | None) -> Tensor:
     precise = ops.cast(scores, precise_dtype(scores))
     if allowed is None:
         return ops.cast(softmax(precise), scores.dtype)
-    weights = softmax(ops.where(allowed, precise, ops.cast(-1e30, precise.dtype)))
+    weights = softmax(ops.where(allowed, precise, ops.cast(-NOTHING, precise.dtype)))
     return ops.cast(ops.where(allowed, weights, ops.zeros_like(weights)), scores.dtype)
 
 

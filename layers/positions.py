@@ -162,6 +162,9 @@ class LearnedPositions(_Positions):
 
     def build(self, sequence_shape: Shape, start_shape: Any = None) -> None:
         """Creates the vectors."""
+        steps = sequence_shape[1]
+        if steps is not None and steps > self.max_length:
+            raise ValueError(self._refusal(steps, 0))
         self.vectors = self.add_weight(
             shape=(self.max_length, sequence_shape[-1]),
             name="vectors",
@@ -179,17 +182,22 @@ class LearnedPositions(_Positions):
         }
 
     def _positioned(self, sequence: Tensor, start: Tensor | int) -> Tensor:
-        steps, places = ops.shape(sequence)[1], f"{self.name} has the positions 0 to {self.max_length - 1}"
+        steps = ops.shape(sequence)[1]
         if isinstance(steps, int) and isinstance(start, int):
             if not 0 <= start <= self.max_length - steps:
-                raise ValueError(f"{places}, so {steps} steps cannot start at {start}; give it a larger max_length.")
+                raise ValueError(self._refusal(steps, start))
             vectors = self.vectors[start : start + steps]
         else:
             positions = _positions(sequence, start)
             known = (positions >= 0) & (positions < self.max_length)
             vectors = ops.take(self.vectors, ops.clip(positions, 0, self.max_length - 1), axis=0)
-            vectors = required(ops.all(known), f"{places}; the sequence goes beyond.", vectors)
+            message = f"{self.name} has the positions 0 to {self.max_length - 1}; the sequence goes beyond."
+            vectors = required(ops.all(known), message, vectors)
         return sequence + ops.cast(vectors, sequence.dtype)
+
+    def _refusal(self, steps: int, start: int) -> str:
+        places = f"{self.name} has the positions 0 to {self.max_length - 1}"
+        return f"{places}, so {steps} steps cannot start at {start}; give it a larger max_length."
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")

@@ -25,7 +25,7 @@ def _own_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def sentiment_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """`sentiment`, trained on its built-in data by the command."""
     folder = tmp_path_factory.mktemp("sentiment")
-    outcome = loom("train", "sentiment", *SMALL_SENTIMENT, "--json", cwd=folder, new_store=True)
+    outcome = loom("train", "sentiment", *SMALL_SENTIMENT, "--json", cwd=folder, fresh=True)
     assert outcome.status == 0, outcome.errors
     return TrainedRun(outcome.result["run_id"], folder, outcome)
 

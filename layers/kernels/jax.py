@@ -1,4 +1,4 @@
-"""What the recurrence needs of JAX. See `layers.kernels.tensorflow` for arguments and results."""
+"""What the layers need of JAX. See `layers.kernels.tensorflow` for arguments and results."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

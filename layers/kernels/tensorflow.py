@@ -1,4 +1,4 @@
-"""What the recurrence needs of TensorFlow: the time loop, its compilation, and derivatives.
+"""What the layers need of TensorFlow: time loops, programs and how work is shared out among them, derivatives.
 
 XLA turns a time loop into a few fused kernels per step, several times faster on a CPU than the same loop run operation
 by operation. So inside a plain graph the loops of a training step are XLA programs of their own, whether or not the

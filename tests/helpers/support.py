@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,27 +50,46 @@ def empty_store() -> Path:
     return path
 
 
-def loom(*arguments: str, cwd: Path, new_store: bool = False, **environment: str) -> Outcome:
-    """Run the installed `loom` command in a process of its own.
+def loom(*arguments: str, cwd: Path, fresh: bool = False, **environment: str) -> Outcome:
+    """Run a `loom` command in a process of its own.
 
     Args:
         *arguments: The command's.
         cwd: Its working directory.
-        new_store: Leave the making of a tracking store to the command.
+        fresh: Run the installed command, in a new process, which makes the tracking store too. Otherwise the process is
+            forked from one that has imported everything already, and a prepared store is there: the same code runs,
+            many seconds earlier.
         **environment: Variables it gets.
     """
-    if not new_store and arguments[0] == "train" and not (cwd / "mlruns").exists():
+    variables = clean_environment() | environment
+    if fresh:
+        command = [str(Path(sys.executable).with_name("loom")), *arguments]
+        process = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
+        return Outcome(process.returncode, process.stdout, process.stderr)
+    if arguments[0] == "train" and not (cwd / "mlruns").exists():
         (cwd / "mlruns").mkdir()
         shutil.copy(empty_store(), cwd / "mlruns" / "mlflow.db")
-    process = subprocess.run(
-        [str(Path(sys.executable).with_name("loom")), *arguments],
-        cwd=cwd,
-        env=clean_environment() | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return Outcome(process.returncode, process.stdout, process.stderr)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = [Path(folder) / name for name in ("output", "errors")]
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["preloaded"])
+        forked = context.Process(target=_run_command, args=(arguments, cwd, variables, texts))
+        forked.start()
+        forked.join()
+        return Outcome(forked.exitcode or 0, *(path.read_text(encoding="utf-8") for path in texts))
+
+
+def _run_command(arguments: Sequence[str], cwd: Path, variables: Mapping[str, str], texts: Sequence[Path]) -> None:
+    """What a forked process does."""
+    from loom import cli
+
+    cli.START = time.perf_counter()
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ |= variables
+    for descriptor, path in enumerate(texts, start=1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.exit(cli.run(list(arguments)))
 
 
 def clean_environment() -> dict[str, str]:

@@ -120,6 +120,16 @@ def test_what_is_forbidden_is_not_taken_for_padding(rng, what):
     np.testing.assert_allclose(losses[1:], [losses[0]] * 2, atol=1e-5)
 
 
+def test_a_tag_that_there_is_not_is_refused(rng):
+    layer, scores, tags = built(rng), rng.normal(size=(B, T, K)).astype("float32"), np.zeros((B, T), int)
+    mask = MASKS["padded"]
+    tags[~mask] = 99  # is of no account
+    assert np.isfinite(CRFLoss().call(tags, call(layer, scores, mask))).all()
+    tags[0, 1] = K
+    with pytest.raises(ValueError, match="there are 3 tags"):
+        CRFLoss().call(tags, call(layer, scores, mask))
+
+
 def test_padding_repeats_the_tag_before_it(rng):
     layer, scores, mask = built(rng), rng.normal(size=(B, T, K)), MASKS["padded"]
     tags = np.array(viterbi(call(layer, scores, mask)))

@@ -244,6 +244,7 @@ def test_learned_positions_are_regularized():
         (lambda: SinusoidalPositions(longest=1), "longest must be above 1"),
         (lambda: RotaryPositions(longest=0), "longest must be above 1"),
         (lambda: LearnedPositions(0), "max_length must be at least 1"),
+        (lambda: LearnedPositions(5)(keras.Input((9, 3))), "9 steps cannot start at 0; give it a larger max_length"),
         (lambda: RotaryPositions().build((None, 4, 5)), "even number of features, got 5"),
     ],
 )

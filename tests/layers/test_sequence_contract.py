@@ -347,7 +347,7 @@ def assert_jit_equals_eager_mode(names):
 
 @pytest.mark.tensorflow_only
 def test_training_compiled_as_a_whole_equals_eager_mode():
-    assert_jit_equals_eager_mode(name for name, case in CASES.items() if case.own_graph)
+    assert_jit_equals_eager_mode(["LSTM/peepholes_layer_norm", "TransformerDecoderBlock/memory", "BatchNorm/plain"])
 
 
 @pytest.mark.slow

@@ -168,6 +168,7 @@ def test_parts_start_with_different_weights():
     assert all((one != other).any() for index, one in enumerate(kernels) for other in kernels[:index])
 
 
+@pytest.mark.slow
 def test_two_blocks_learn_to_repeat_what_stood_a_few_steps_before(rng):
     """No position can be told without attention: a model without it stays at chance, 1/8."""
     words = rng.integers(0, 8, size=(512, 12))

@@ -28,6 +28,7 @@ assert abs(variance - values.var()) < 1e-3, variance
 """
 
 
+@pytest.mark.slow
 def test_two_devices_learn_and_the_saved_model_answers_as_the_trained_one(tmp_path: Path) -> None:
     """The run itself compares the saved model with the trained one, in a fresh process without devices."""
     settings = [setting for setting in SMALL_SENTIMENT if setting not in ("--jit", "off")]

@@ -109,6 +109,7 @@ def test_litert_and_preprocessing_json_are_enough(exported: Path, answers: list[
     np.testing.assert_allclose(alone, expected[3:4], atol=1e-4)
 
 
+@pytest.mark.slow
 @needs_onnx
 def test_onnx_and_preprocessing_json_are_enough(sentiment_run: TrainedRun, answers: list[dict[str, Any]]) -> None:
     import onnxruntime
