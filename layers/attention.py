@@ -15,7 +15,7 @@ from keras import ops
 from layers.blockwise import Constraints, both
 from layers.derivatives import Tensor
 from layers.dot_product import attend, attend_with_weights, masked_softmax, merged, without_dropped
-from layers.kernels import required
+from layers.kernels import required, tanh
 from layers.masking import valid_only
 from layers.positions import RotaryPositions
 
@@ -299,7 +299,7 @@ class AdditiveAttention(Attention):
         query_kernel, key_kernel = (ops.cast(each, self.compute_dtype) for each in (self.query_kernel, self.key_kernel))
         bias = ops.cast(self.bias, self.compute_dtype) if self.use_bias else None
         queries, keys = _projected(query, query_kernel, bias), _projected(key, key_kernel)
-        hidden = ops.tanh(ops.expand_dims(queries, 2) + ops.expand_dims(keys, 1))
+        hidden = tanh(ops.expand_dims(queries, 2) + ops.expand_dims(keys, 1))
         weights = masked_softmax(
             ops.sum(hidden * ops.cast(self.score_vector, hidden.dtype)[:, 0], -1),
             _without_heads(constraints, query, key),
@@ -507,10 +507,11 @@ class MultiHeadAttention(Attention):
         new_keys, new_values = self._keys_and_values(sequence, sequence, start)
         message = f"{self.name}: the cache has room for {room} steps, and more were read"
         new_keys = required(start + steps <= room, message, new_keys)
+        place = ops.stack([0, 0, start, 0])  # as one tensor, of one type
         cache = KeysAndValues(
-            ops.slice_update(cache.keys, [0, 0, start, 0], new_keys),
-            ops.slice_update(cache.values, [0, 0, start, 0], new_values),
-            ops.slice_update(cache.valid, [0, start], valid),
+            ops.slice_update(cache.keys, place, new_keys),
+            ops.slice_update(cache.values, place, new_values),
+            ops.slice_update(cache.valid, place[1:3], valid),
             start + steps,
         )
         rows, columns = start + ops.arange(steps, dtype="int32"), ops.arange(room, dtype="int32")

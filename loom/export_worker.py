@@ -17,6 +17,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 import loom
 from loom.config import to_dict
 from loom.data.encode import as_tensors, raw_inputs
@@ -116,7 +118,10 @@ class Exporter:
 
         path = self.folder / "model.onnx"
         function = self._function(None)
-        proto, _ = tf2onnx.convert.from_function(function, function.input_signature, opset=OPSET)
+        handlers = {"Erfc": (_erfc_in_onnx, [])}
+        proto, _ = tf2onnx.convert.from_function(
+            function, function.input_signature, opset=OPSET, custom_op_handlers=handlers
+        )
         _name_dimensions(proto.graph)
         onnx.save(proto, path)
         self._write_preprocessing()
@@ -259,6 +264,17 @@ def as_list(value: Any) -> Any:
 
 def _describe(tensors: Tensors) -> list[dict[str, Any]]:
     return [{"name": name, "dtype": str(tensor.dtype), "shape": list(tensor.shape)} for name, tensor in tensors.items()]
+
+
+def _erfc_in_onnx(graph: Any, node: Any, name: str, arguments: Any) -> None:
+    """erfc(x) = 1 - erf(x), in GELU: tf2onnx leaves it as it is, and ONNX knows erf only."""
+    del name, arguments
+    (source,), (output,) = node.input, node.output
+    kind = {"shapes": [graph.get_shape(output)], "dtypes": [graph.get_dtype(output)]}
+    one = graph.make_const(f"{node.name}/one", np.array(1, np.float32))
+    graph.remove_node(node.name)
+    erf = graph.make_node("Erf", [source], **kind)
+    graph.make_node("Sub", [one.output[0], erf.output[0]], outputs=[output], **kind)
 
 
 def _name_dimensions(graph: Any) -> None:

@@ -188,7 +188,8 @@ def gradients(layer, function, tensors):
 @pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
 def test_values_and_gradients_agree_with_keras(causal, rng):
     query, value, key = (each.astype("float32") for each in inputs(rng))
-    theirs = keras.layers.MultiHeadAttention(2, 3, value_dim=4, output_shape=5)
+    # On JAX, Keras' own layer fails where values are wider than keys.
+    theirs = keras.layers.MultiHeadAttention(2, 3, value_dim=4 if BACKEND == "tensorflow" else 3, output_shape=5)
     theirs.build(query.shape, value.shape, key.shape)
     theirs.set_weights([rng.normal(scale=0.5, size=tuple(weight.shape)) for weight in theirs.weights])
     ours = from_keras(theirs)
@@ -655,7 +656,8 @@ def test_weights_are_regularized_and_constrained(rng):
     options |= {f"{what}_constraint": keras.constraints.NonNeg() for what in ("kernel", "bias")}
     query, value, key = inputs(rng)
     layer, weights = built(MultiHeadAttention(2, 3, **options), rng, query, value, key)
-    np.testing.assert_allclose(sum(map(array, layer.losses)), 0.1 * sum((each**2).sum() for each in weights.values()))
+    wanted = 0.1 * sum((each**2).sum() for each in weights.values())
+    np.testing.assert_allclose(sum(map(array, layer.losses)), wanted, rtol=1e-5)
     assert len(weights) == 8
     assert all(isinstance(weight.constraint, keras.constraints.NonNeg) for weight in layer.weights)
 

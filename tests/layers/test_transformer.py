@@ -38,6 +38,10 @@ def normalized(block, norm, x):
     return scaled * weights["gamma"] + weights["beta"]
 
 
+# On JAX, what Keras' activations put out is good to float32 only.
+TOLERANCE = 1e-11 if keras.backend.backend() == "tensorflow" else 1e-6
+
+
 def dense(layer, x):
     return x @ array(layer.kernel) + (array(layer.bias) if layer.use_bias else 0)
 
@@ -68,7 +72,7 @@ def test_encoder_block_equals_its_equations(options, rng):
     block = built(TransformerEncoderBlock, rng, (B, T, D), **options)
     sequence = rng.normal(size=(B, T, D))
     for training in (False, True):
-        np.testing.assert_allclose(block(sequence, training=training), oracle(block, sequence), atol=1e-11)
+        np.testing.assert_allclose(block(sequence, training=training), oracle(block, sequence), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -77,7 +81,7 @@ def test_decoder_block_equals_its_equations(options, rng):
     sequence, memory, mask = rng.normal(size=(B, T, D)), rng.normal(size=(B, S, M)), rng.random((B, S)) < 0.7
     for training in (False, True):
         output = block(sequence, memory, memory_mask=mask, training=training)
-        np.testing.assert_allclose(output, oracle(block, sequence, memory, mask), atol=1e-11)
+        np.testing.assert_allclose(output, oracle(block, sequence, memory, mask), atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
