@@ -118,7 +118,7 @@ class Exporter:
 
         path = self.folder / "model.onnx"
         function = self._function(None)
-        handlers = {"Erfc": (_erfc_in_onnx, [])}
+        handlers: dict[str, tuple[Any, list[str]]] = {"Erfc": (_erfc_in_onnx, [])}
         proto, _ = tf2onnx.convert.from_function(
             function, function.input_signature, opset=OPSET, custom_op_handlers=handlers
         )
