@@ -122,16 +122,25 @@ def test_values_and_gradients_are_those_of_keras(rng, kind, training, shape):
 
 
 @masked_or_not
-@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 1e-5), ("float64", 1e-13)])
-def test_moving_statistics_are_those_of_keras(rng, masked, dtype, tolerance):
-    ours, theirs = (layer(momentum=0.7, dtype=dtype) for layer in (BatchNorm, keras.layers.BatchNormalization))
-    mask = keras.ops.convert_to_tensor(random_mask(rng)) if masked else None
+def test_moving_statistics_are_those_of_keras_and_of_their_definition(rng, masked):
+    ours, theirs = BatchNorm(momentum=0.7), keras.layers.BatchNormalization(momentum=0.7)
+    exact = BatchNorm(momentum=0.7, dtype="float64")
+    mean, variance = np.zeros(D), np.ones(D)
+    mask = random_mask(rng) if masked else None
+    seen = np.ones((B, T), bool) if mask is None else mask
     for _ in range(4):
-        inputs = rng.normal(1, 2, (B, T, D)).astype(dtype)
-        ours(inputs, mask=mask, training=True)
-        theirs(inputs, mask=mask, training=True)
-    np.testing.assert_allclose(ours.moving_mean, theirs.moving_mean, atol=tolerance)
-    np.testing.assert_allclose(ours.moving_variance, theirs.moving_variance, atol=tolerance)
+        inputs = rng.normal(1, 2, (B, T, D))
+        for layer in (ours, theirs, exact):
+            layer(
+                inputs.astype(layer.dtype),
+                mask=None if mask is None else keras.ops.convert_to_tensor(mask),
+                training=True,
+            )
+        mean = 0.7 * mean + 0.3 * inputs[seen].mean(0)
+        variance = 0.7 * variance + 0.3 * inputs[seen].var(0)
+    for statistic, wanted in (("moving_mean", mean), ("moving_variance", variance)):
+        np.testing.assert_allclose(getattr(exact, statistic), wanted, rtol=0, atol=1e-13)
+        np.testing.assert_allclose(getattr(ours, statistic), getattr(theirs, statistic), rtol=0, atol=1e-5)
 
 
 @all_kinds
