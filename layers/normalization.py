@@ -225,7 +225,7 @@ class BatchNorm(_Normalization):
         centred = rows - mean
         squares = centred * centred if counted is None else centred * centred * counted
         variance = ops.sum(squares, axis=0) / divisor
-        share = ops.where(count > 0, ops.cast(1 - self.momentum, rows.dtype), ops.cast(0, rows.dtype))
+        share = ops.cast(count > 0, rows.dtype) * (1 - self.momentum)
         for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance)):
             old = ops.cast(moving, value.dtype)
             moving.assign(ops.cast(old + share * (value - old), moving.dtype))

@@ -127,15 +127,12 @@ def test_moving_statistics_are_those_of_keras_and_of_their_definition(rng, maske
     exact = BatchNorm(momentum=0.7, dtype="float64")
     mean, variance = np.zeros(D), np.ones(D)
     mask = random_mask(rng) if masked else None
+    tensor_mask = None if mask is None else keras.ops.convert_to_tensor(mask)
     seen = np.ones((B, T), bool) if mask is None else mask
     for _ in range(4):
         inputs = rng.normal(1, 2, (B, T, D))
         for layer in (ours, theirs, exact):
-            layer(
-                inputs.astype(layer.dtype),
-                mask=None if mask is None else keras.ops.convert_to_tensor(mask),
-                training=True,
-            )
+            layer(inputs.astype(layer.dtype), mask=tensor_mask, training=True)
         mean = 0.7 * mean + 0.3 * inputs[seen].mean(0)
         variance = 0.7 * variance + 0.3 * inputs[seen].var(0)
     for statistic, wanted in (("moving_mean", mean), ("moving_variance", variance)):
