@@ -70,6 +70,11 @@ class AppFile:
     module: str
 
     @property
+    def argument(self) -> str:
+        """What a command calls it."""
+        return self.path.stem if self.inside_package else str(self.path)
+
+    @property
     def inside_package(self) -> bool:
         """Whether it is one of the project's own applications."""
         return self.module.startswith("apps.")

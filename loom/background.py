@@ -52,7 +52,7 @@ class Baselines:
 
 def _work(sender: Connection, file: AppFile, values: dict[str, Any], data: Data) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
     try:
         app = load_app(file)
@@ -63,7 +63,7 @@ def _work(sender: Connection, file: AppFile, values: dict[str, Any], data: Data)
         sender.send(({}, RuntimeError(f"the baselines failed\n{traceback.format_exc()}")))
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A parent that was killed cannot end its children; a resumed run would share the cores with them."""
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -15,7 +15,7 @@ from loom.errors import UserError
 if TYPE_CHECKING:
     import keras
 
-    from loom.tracking import Tracker
+    from loom.tracking import RecordedRun, Tracker
 
 FOLDER, FILE = "checkpoint", "state.npz"
 State = dict[str, Any]
@@ -61,7 +61,7 @@ def progress(state: State) -> dict[str, Any]:
     return dict(_json(state)["progress"])
 
 
-def save(state: State, tracker: Tracker) -> None:
+def save(state: State, tracker: RecordedRun) -> None:
     """Replace the run's checkpoint; a reader finds the old one or the new one, whole."""
     folder = _folder(tracker)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +75,7 @@ def save(state: State, tracker: Tracker) -> None:
         tracker.client.log_artifact(tracker.run_id, str(folder / FILE), FOLDER)
 
 
-def read(tracker: Tracker) -> State | None:
+def read(tracker: RecordedRun) -> State | None:
     """The run's checkpoint, or None if it stopped before the first."""
     path = _folder(tracker) / FILE
     if tracker.local_artifacts is None and tracker.has_artifact(f"{FOLDER}/{FILE}"):
@@ -86,8 +86,18 @@ def read(tracker: Tracker) -> State | None:
         return dict(file)
 
 
-def remove(tracker: Tracker) -> None:
-    """Delete the checkpoint of a run that is done."""
+def take_over(parent: RecordedRun, tracker: Tracker) -> None:
+    """Let a run that has no checkpoint yet go on from the epochs of another, which become its own."""
+    state = read(parent)
+    if state is None or read(tracker) is not None:
+        return
+    save(state, tracker)
+    for record in progress(state)["epochs"]:
+        tracker.log_metrics(record["metrics"], record["epoch"], record["timestamp"])
+
+
+def remove(tracker: RecordedRun) -> None:
+    """Delete the checkpoint of a run, if it has one."""
     folder = _folder(tracker)
     for name in (FILE, FILE + ".partial"):
         (folder / name).unlink(missing_ok=True)
@@ -95,7 +105,7 @@ def remove(tracker: Tracker) -> None:
         folder.rmdir()
 
 
-def _folder(tracker: Tracker) -> Path:
+def _folder(tracker: RecordedRun) -> Path:
     """Where the checkpoint is written: among the artifacts if they are on this machine, else to be sent there."""
     return (
         tracker.local_artifacts / FOLDER if tracker.local_artifacts else tracker.store.folder / FOLDER / tracker.run_id

@@ -10,8 +10,9 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from loom import commands
 from loom.app import App, AppFile, list_apps, load_app, locate_app
@@ -25,6 +26,8 @@ USAGE = """usage: loom COMMAND ...
 
   loom list                            the applications
   loom train APP [--field value ...]   train, test, record, save and check a model
+  loom tune APP [--trials N] ...       search hyperparameters, on several processes
+  loom compare APP --vary F=A,B ...    train variants with several seeds, side by side
   loom predict RUN_ID INPUT ...        answers of a trained model for raw input
   loom serve RUN_ID [--port N]         the model as an HTTP server on this machine
   loom export RUN_ID --format F        files for other programs: keras, savedmodel, onnx, litert
@@ -83,13 +86,22 @@ def _list(arguments: list[str]) -> int:
     return 0
 
 
+def _application(command: str, arguments: list[str]) -> AppFile | None:
+    """The application that a command names, or None after its usage was printed."""
+    if arguments and not arguments[0].startswith("-"):
+        return locate_app(arguments[0])
+    if arguments and arguments[0] in ("-h", "--help"):
+        print(
+            f"usage: loom {command} APP [--field value ...]\n\n`loom {command} APP --help` shows every setting of APP."
+        )
+        return None
+    raise UserError(f"{command} needs an application: `loom {command} APP`; `loom list` shows them")
+
+
 def _train(arguments: list[str]) -> int:
-    if not arguments or arguments[0].startswith("-"):
-        if arguments and arguments[0] in ("-h", "--help"):
-            print("usage: loom train APP [--field value ...]\n\n`loom train APP --help` shows every setting of APP.")
-            return 0
-        raise UserError("train needs an application: `loom train APP`; `loom list` shows them")
-    file = locate_app(arguments[0])
+    file = _application("train", arguments)
+    if file is None:
+        return 0
     options, rest = _train_options(arguments[1:])
     config = _config(file, options, rest)
     return commands.train(file, config, options.resume, options.json, START)
@@ -165,6 +177,107 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
 
+TUNE_HELP = """
+Every other flag is a setting of the application: it is not searched then.
+
+--trials N            how many configurations to try (default: 20, or the whole grid)
+--oracle KIND         random, grid, bayesian or hyperband (default: random)
+--max-epochs N        for Hyperband: epochs of a trial that is never stopped
+--space NAME=WHAT     what to vary: LOW..HIGH[:log][:step=N] or VALUE,VALUE; may be given several times
+--objective NAME      metric that makes the score (default: the application's); --direction min or max
+--workers N           processes, which share out threads and memory (default: 1)
+--gpus 0,1            GPUs that the workers share out
+--trial-timeout S     seconds after which a trial has failed
+--trial-memory GIB    memory with which a trial has failed (default: what the workers share out)
+--prune median        stops trials that are clearly worse than the others at the same epoch
+--max-parameters N    models with more are refused (default: what fits into a worker's memory)
+--keep N              of how many of the best trials the checkpoints stay (default: 1)
+--no-final            does not train the best configuration as a full run, which is tested, exported and checked
+--resume STUDY        goes on with a study; --trials may grow
+--warm-start STUDY    a new study that knows the trials of another (random and bayesian)
+--json                makes the last line of standard output one JSON object"""
+
+
+def _tune(arguments: list[str]) -> int:
+    file = _application("tune", arguments)
+    if file is None:
+        return 0
+    options, rest = _tune_options(arguments[1:])
+    as_json = options.pop("json")
+    if options["resume"]:
+        if rest:
+            raise UserError(f"--resume goes on with the settings of the study: leave out {' '.join(rest)}")
+        return commands.tune(file, None, [], options, as_json, START)
+    app = load_app(file)
+    base = app.config()
+    config = parse_dataclass(type(base), rest, base, f"loom tune {app.name}", TUNE_HELP)
+    given = {word.partition("=")[0].removeprefix("--").removeprefix("no-") for word in rest if word.startswith("--")}
+    pinned = [
+        field.name
+        for field in fields(base)
+        if field.name.replace("_", "-") in {name.replace("_", "-") for name in given}
+    ]
+    return commands.tune(file, config, pinned, options, as_json, START)
+
+
+def _tune_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
+    parser = _Parser("loom tune APP", add_help=False)
+    for flag, kind, default in (
+        ("--trials", int, 0),
+        ("--max-epochs", int, 0),
+        ("--workers", int, 1),
+        ("--keep", int, 1),
+        ("--max-parameters", int, 0),
+        ("--trial-timeout", float, 0.0),
+        ("--trial-memory", float, 0.0),
+        ("--objective", str, ""),
+        ("--resume", str, ""),
+        ("--warm-start", str, ""),
+    ):
+        parser.add_argument(flag, type=kind, default=default)
+    parser.add_argument("--oracle", choices=("random", "grid", "bayesian", "hyperband"), default="random")
+    parser.add_argument("--prune", choices=("none", "median"), default="none")
+    parser.add_argument("--direction", choices=("min", "max"), default="")
+    parser.add_argument("--space", action="append", default=[])
+    parser.add_argument("--gpus", default="")
+    parser.add_argument("--no-final", dest="final", action="store_false")
+    parser.add_argument("--json", action="store_true")
+    options, rest = parser.parse_known_args(arguments)
+    values = vars(options)
+    values["space"] = tuple(values["space"])
+    values["gpus"] = tuple(gpu for gpu in values["gpus"].split(",") if gpu)
+    return values, rest
+
+
+COMPARE_HELP = """
+Every other flag is a setting of the application that all variants share.
+
+--vary NAME=A,B       settings to compare; given several times, every combination is a variant
+--seeds N             trains each variant with so many seeds (default: 3)
+--workers N           processes, which share out threads and memory (default: 1)
+--objective NAME      metric to compare (default: the application's); --direction min or max
+--json                makes the last line of standard output one JSON object"""
+
+
+def _compare(arguments: list[str]) -> int:
+    file = _application("compare", arguments)
+    if file is None:
+        return 0
+    parser = _Parser("loom compare APP", add_help=False)
+    parser.add_argument("--vary", action="append", default=[])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--objective", default="")
+    parser.add_argument("--direction", choices=("min", "max"), default="")
+    parser.add_argument("--json", action="store_true")
+    options, rest = parser.parse_known_args(arguments[1:])
+    values = vars(options) | {"vary": tuple(options.vary)}
+    app = load_app(file)
+    base = app.config()
+    config = parse_dataclass(type(base), rest, base, f"loom compare {app.name}", COMPARE_HELP)
+    return commands.compare(file, config, values, values.pop("json"), START)
+
+
 def _predict(arguments: list[str]) -> int:
     parser = _Parser("loom predict", "Answers of a trained model for raw input, with the code it was saved with.")
     parser.add_argument("run_id", metavar="RUN_ID")
@@ -213,6 +326,8 @@ def _add_address(parser: _Parser, port: int) -> None:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "list": _list,
     "train": _train,
+    "tune": _tune,
+    "compare": _compare,
     "predict": _predict,
     "serve": _serve,
     "export": _export,

@@ -35,6 +35,47 @@ def train(file: AppFile, config: TrainingConfig, resume: str, as_json: bool, sta
     return 0
 
 
+def tune(
+    file: AppFile,
+    config: TrainingConfig | None,
+    pinned: list[str],
+    options: dict[str, Any],
+    as_json: bool,
+    start: float,
+) -> int:
+    """Search hyperparameters; with `as_json`, progress goes to standard error."""
+    from rich.console import Console
+
+    from loom.lazy import load
+    from tuning.workers import start_server
+
+    start_server()
+    load("keras_tuner")
+    from tuning.command import Options, tune
+
+    result = tune(file, config, pinned, Options(**options), Console(stderr=as_json), start)
+    if as_json:
+        print(json.dumps(result))
+    return 0
+
+
+def compare(file: AppFile, config: TrainingConfig, options: dict[str, Any], as_json: bool, start: float) -> int:
+    """Train variants side by side; with `as_json`, progress goes to standard error."""
+    from rich.console import Console
+
+    from loom.lazy import load
+    from tuning.workers import start_server
+
+    start_server()
+    load("keras_tuner")
+    from tuning.compare import Options, compare
+
+    result = compare(file, config, Options(**options), Console(stderr=as_json), start)
+    if as_json:
+        print(json.dumps(result))
+    return 0
+
+
 def recorded_config(app: App, run_id: str) -> TrainingConfig:
     """Settings of a recorded run of this application.
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run as MlflowRun
 
-STORE = "mlruns"
+STORE, LOCKS = "mlruns", "locks"
 VERSIONED = ("keras", "tensorflow", "mlflow", "numpy", "pandas", "keras-tuner")
 """Packages whose versions every run records."""
 SYSTEM_METRICS_INTERVAL = 10
@@ -82,6 +82,10 @@ class Store:
         location = (self.folder / "artifacts" / name).as_uri() if self.is_local else None
         return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
 
+    def forget_lock(self, run_id: str) -> None:
+        """Delete the lock file of a run that nobody will go on with."""
+        (self.folder / LOCKS / run_id).unlink(missing_ok=True)
+
     def run(self, run_id: str) -> MlflowRun:
         """Run of that id.
 
@@ -97,8 +101,8 @@ class Store:
             raise UserError(f"unknown run {run_id} in {self.uri}: `loom ui` shows the runs there are") from None
 
 
-class Tracker:
-    """One run that is being recorded."""
+class RecordedRun:
+    """One run of a store."""
 
     def __init__(self, store: Store, run: MlflowRun) -> None:
         self.store = store
@@ -107,6 +111,32 @@ class Tracker:
         self.run_name = run.info.run_name
         self.experiment_id = run.info.experiment_id
         self.artifact_uri = run.info.artifact_uri
+
+    def tags(self) -> dict[str, str]:
+        """The run's tags as they are now."""
+        return dict(self.client.get_run(self.run_id).data.tags)
+
+    @property
+    def local_artifacts(self) -> Path | None:
+        """Folder of the run's artifacts, or None where the store keeps them elsewhere."""
+        return local_path(self.artifact_uri)
+
+    def has_artifact(self, name: str) -> bool:
+        """Whether the run has an artifact of that path."""
+        return any(entry.path == name for entry in self.client.list_artifacts(self.run_id, str(Path(name).parent)))
+
+    def local_copy(self, name: str) -> Path:
+        """An artifact as a path on this machine, downloaded if the store keeps it elsewhere."""
+        if self.local_artifacts is not None:
+            return self.local_artifacts / name
+        return Path(self.client.download_artifacts(self.run_id, name))
+
+
+class Tracker(RecordedRun):
+    """One run that is being recorded, by this process alone."""
+
+    def __init__(self, store: Store, run: MlflowRun) -> None:
+        super().__init__(store, run)
         self._lock = _lock(store, self.run_id)
         self._system_metrics: Any = None
 
@@ -127,10 +157,6 @@ class Tracker:
             tracker._lock.close()
             raise UserError(f"--resume {run_id}: the run is finished; `--from-run` trains its settings again")
         return tracker
-
-    def tags(self) -> dict[str, str]:
-        """The run's tags as they are now."""
-        return dict(self.client.get_run(self.run_id).data.tags)
 
     def restart(self) -> None:
         """Mark a reopened run as running."""
@@ -177,21 +203,6 @@ class Tracker:
         """Record the files of a folder as artifacts below `name`."""
         self.client.log_artifacts(self.run_id, str(folder), name)
 
-    @property
-    def local_artifacts(self) -> Path | None:
-        """Folder of the run's artifacts, or None where the store keeps them elsewhere."""
-        return local_path(self.artifact_uri)
-
-    def has_artifact(self, name: str) -> bool:
-        """Whether the run has an artifact of that path."""
-        return any(entry.path == name for entry in self.client.list_artifacts(self.run_id, str(Path(name).parent)))
-
-    def local_copy(self, name: str) -> Path:
-        """An artifact as a path on this machine, downloaded if the store keeps it elsewhere."""
-        if self.local_artifacts is not None:
-            return self.local_artifacts / name
-        return Path(self.client.download_artifacts(self.run_id, name))
-
     def log_dataset(self, name: str, source: str, fingerprint: str, counts: Mapping[str, int]) -> None:
         """Record which data the run is about, as an MLflow dataset."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
@@ -217,6 +228,10 @@ class Tracker:
             tracking_uri=self.store.uri,
         )
         self._system_metrics.start()
+
+    def release(self) -> None:
+        """Let other processes go on with the run, which stays open."""
+        self._lock.close()
 
     def finish(self, status: str = "FINISHED", reason: str = "") -> None:
         """Close the run; `reason` says why it stopped or failed."""
@@ -316,7 +331,7 @@ def _writable(path: Path) -> bool:
 
 def _lock(store: Store, run_id: str) -> IO[str]:
     """A file lock that the operating system gives back whenever and however this process ends."""
-    folder = store.folder / "locks"
+    folder = store.folder / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
     handle = (folder / run_id).open("w")
     try:

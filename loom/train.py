@@ -6,7 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +74,14 @@ class Outcome:
         return phases | {"seconds_total": self.seconds, "seconds_tracking": self.tracking_seconds}
 
 
-def train(file: AppFile, config: TrainingConfig, console: Console, start: float, resume: str = "") -> dict[str, Any]:
+def train(
+    file: AppFile,
+    config: TrainingConfig,
+    console: Console,
+    start: float,
+    resume: str = "",
+    tags: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """Train, evaluate, record, export and check one run; returns what `--json` prints.
 
     Args:
@@ -83,6 +90,7 @@ def train(file: AppFile, config: TrainingConfig, console: Console, start: float,
         console: Where progress is shown.
         start: Value of `time.perf_counter` when the command started.
         resume: Id of the stopped run to go on with; "" starts a new one.
+        tags: More tags of a new run.
 
     Raises:
         UserError: A setting, the data, the store or the run to resume cannot be used.
@@ -101,7 +109,7 @@ def train(file: AppFile, config: TrainingConfig, console: Console, start: float,
             with progress.phase("preparing data"):
                 run = prepare(app, config, data, Path(folder))
             with progress.phase("opening the store"):
-                tracker = _same_run(tracker, run, progress) if tracker else _new_run(store, run)
+                tracker = _same_run(tracker, run, progress) if tracker else _new_run(store, run, tags or {})
             with _closed_properly(file, tracker, progress):
                 outcome = _complete(Training(file, run, tracker, progress, baselines), bool(resume))
             return _conclude(run, tracker, progress, outcome)
@@ -111,10 +119,20 @@ def train(file: AppFile, config: TrainingConfig, console: Console, start: float,
 
 def prepare(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run:
     """Turn the examples into numbers and build the model."""
-    settings = runtime.start(config)
+    runtime.start(config)
+    return build_run(app, config, encoded(app, config, data), folder)
+
+
+def encoded(app: App, config: TrainingConfig, data: Data) -> Data:
+    """The examples as numbers."""
     with runtime.full_precision():
         encode = Encoder(app.preprocess(config, data.spec), data.spec)
-    data = data.map_splits(lambda split: replace(split, inputs=encode(split.raw)))
+    return data.map_splits(lambda split: replace(split, inputs=encode(split.raw)))
+
+
+def build_run(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run:
+    """Build the model for examples that are numbers; the same one, whatever this process has done before."""
+    settings = runtime.start(config)
     with settings.scope():
         run = Run(app, config, data, settings, app.build(config, data.spec), folder)
         if config.devices > 1:
@@ -124,8 +142,8 @@ def prepare(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run:
     return run
 
 
-def _new_run(store: Store, run: Run) -> Tracker:
-    tags = run_tags(run.app.name, "train", run.runtime.tags())
+def _new_run(store: Store, run: Run, tags: Mapping[str, str]) -> Tracker:
+    tags = run_tags(run.app.name, "train", run.runtime.tags()) | dict(tags)
     return Tracker.create(store, run.app.name, tags, _run_name(run.config))
 
 
@@ -176,7 +194,8 @@ def _complete(training: Training, resumed: bool) -> Outcome:
     fresh = FreshProcess()
     try:
         with progress.phase("training"):
-            recorder = _fit(training)
+            tracker.start_system_metrics()
+            recorder = fit_recorded(run, tracker, progress)
         with progress.phase("testing"):
             run.test_metrics = measure(run)
         with progress.phase("saving the model"):
@@ -198,12 +217,12 @@ def _complete(training: Training, resumed: bool) -> Outcome:
     return outcome
 
 
-def _fit(training: Training) -> Recorder:
+def fit_recorded(run: Run, tracker: Tracker, progress: Progress) -> Recorder:
+    """Train, from the run's checkpoint if it has one, and record every epoch."""
     from loom import callbacks
 
-    run = training.run
-    state = checkpoint.read(training.tracker)
-    recorder = callbacks.Recorder(run, training.tracker, training.progress, state)
+    state = checkpoint.read(tracker)
+    recorder = callbacks.Recorder(run, tracker, progress, state)
     objective = run.app.resolve("objective", run.config, run.data.spec)
     if run.config.patience:
         stopping = keras.callbacks.EarlyStopping(
@@ -214,7 +233,6 @@ def _fit(training: Training) -> Recorder:
     if state is not None:
         done = checkpoint.progress(state)
         run.initial_epoch = run.config.epochs if done["stopped"] else len(done["epochs"])
-    training.tracker.start_system_metrics()
     try:
         (run.app.fit or fit)(run)
     finally:
@@ -296,8 +314,8 @@ def _closed_properly(file: AppFile, tracker: Tracker, progress: Progress) -> Ite
     except KeyboardInterrupt:
         progress.close()
         tracker.finish("KILLED", "interrupted")
-        name = file.path.stem if file.inside_package else str(file.path)
-        raise KeyboardInterrupt(f"stopped; go on with: loom train {name} --resume {tracker.run_id}") from None
+        resume = f"loom train {file.argument} --resume {tracker.run_id}"
+        raise KeyboardInterrupt(f"stopped; go on with: {resume}") from None
     except BaseException as error:
         progress.close()
         tracker.finish("FAILED", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")

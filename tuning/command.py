@@ -1,0 +1,218 @@
+"""What `loom tune` does, once its arguments are read."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+from rich.console import Console
+
+from loom.app import App, AppFile, load_app
+from loom.config import TrainingConfig, from_dict, to_dict
+from loom.errors import UserError
+from loom.tracking import RecordedRun, Store
+from loom.train import train
+from tuning import report
+from tuning.display import Display
+from tuning.objective import objective_of
+from tuning.oracles import Kind
+from tuning.space import Space, grid_size
+from tuning.study import Definition, Study, Trial, recorded_definition, recorded_trials
+from tuning.trial import BYTES_PER_PARAMETER, Job, Question
+from tuning.workers import Limits, Pool, memory_share, thread_share
+
+
+@dataclass(frozen=True)
+class Options:
+    """The flags of `loom tune`; see `loom tune --help`."""
+
+    trials: int = 0
+    oracle: Kind = "random"
+    workers: int = 1
+    space: tuple[str, ...] = ()
+    objective: str = ""
+    direction: str = ""
+    max_epochs: int = 0
+    trial_timeout: float = 0.0
+    trial_memory: float = 0.0
+    prune: Literal["none", "median"] = "none"
+    max_parameters: int = 0
+    keep: int = 1
+    gpus: tuple[str, ...] = ()
+    resume: str = ""
+    warm_start: str = ""
+    final: bool = True
+
+
+DEFAULT_TRIALS = 20
+
+
+def tune(
+    file: AppFile,
+    config: TrainingConfig | None,
+    pinned: Sequence[str],
+    options: Options,
+    console: Console,
+    start: float,
+) -> dict[str, Any]:
+    """Searches; returns what `--json` prints.
+
+    Args:
+        file: The application.
+        config: Settings of what is not searched; None to go on with those of a study.
+        pinned: Settings that the command line gives.
+        options: The other flags.
+        console: Where progress is shown.
+        start: Value of `time.perf_counter` when the command started.
+    """
+    _check(options)
+    app, store = load_app(file), Store()
+    store.check_writable()
+    study = Study.reopen(app, store, options.resume) if options.resume else None
+    count = _count(study, options) if study else 0
+    memory = int(options.trial_memory * 2**30) or memory_share(options.workers)
+    asks = (study.definition.prune if study else options.prune) != "none"
+    job = Job(file, options.max_parameters or memory // BYTES_PER_PARAMETER, asks)
+    with Pool(job, options.workers, Limits(options.trial_timeout, memory), options.gpus) as pool:
+        if study is None:
+            assert config is not None
+            study = _new(app, store, config, pinned, options, pool)
+            count = _count(study, options)
+        with _closed_properly(file, study), Display(console, study, count) as display:
+            study.tracker.restart()
+            study.run(pool, count, options.keep, display)
+    best = study.completed[0] if study.completed else None
+    result: dict[str, Any] = {
+        "study": study.tracker.run_id,
+        "app": app.name,
+        "trials": len(study.trials),
+        "failed": sum(trial.status == "failed" for trial in study.trials),
+        "best": best and {"run_id": best.run_id, "score": best.score, "settings": best.settings},
+    }
+    with _closed_properly(file, study):
+        with TemporaryDirectory() as folder:
+            report.write(study, Path(folder))
+            study.tracker.log_folder(Path(folder), "report")
+        if best and options.final:
+            result["final"] = _final(file, study, best, console)
+    study.end()
+    return {**result, "seconds": time.perf_counter() - start}
+
+
+@contextmanager
+def _closed_properly(file: AppFile, study: Study) -> Iterator[None]:
+    """Closes a study as KILLED or FAILED, with the reason, when it does not come to its end."""
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    except KeyboardInterrupt:
+        study.end("KILLED", "interrupted")
+        resume = f"loom tune {file.argument} --resume {study.tracker.run_id}"
+        raise KeyboardInterrupt(f"stopped; go on with: {resume}") from None
+    except BaseException as error:
+        study.end("FAILED", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _final(file: AppFile, study: Study, best: Trial, console: Console) -> dict[str, Any]:
+    """Trains the best configuration as a full run, which alone sees the test data; goes on with one that was killed."""
+    config = from_dict(study.app.config, {**study.definition.config, **best.settings})
+    tags = {"study": study.tracker.run_id, "trial": best.run_id}
+    query = " and ".join(f"tags.{name} = '{value}'" for name, value in {**tags, "kind": "train"}.items())
+    begun = study.store.client().search_runs([study.tracker.experiment_id], query, max_results=1)
+    if begun and begun[0].info.status == "FINISHED":
+        return {"run_id": begun[0].info.run_id, "metrics": begun[0].data.metrics}
+    resume = begun[0].info.run_id if begun else ""
+    console.print("the best configuration, trained as a full run:", highlight=False)
+    return train(file, config, console, time.perf_counter(), resume, tags)
+
+
+def _check(options: Options) -> None:
+    if options.workers < 1:
+        raise UserError(f"--workers {options.workers}: must be at least 1")
+    if options.trials < 0:
+        raise UserError(f"--trials {options.trials}: must be at least 1")
+    if options.resume and options.warm_start:
+        raise UserError("--resume and --warm-start: give one of them")
+    if options.oracle == "hyperband" and not options.resume and options.max_epochs < 2:
+        raise UserError(
+            "--oracle hyperband: needs --max-epochs, the epochs of a trial that is never stopped, at least 2"
+        )
+    if options.oracle == "hyperband" and options.trials:
+        raise UserError("--trials: Hyperband makes as many as --max-epochs asks for; leave it out")
+    if options.oracle != "hyperband" and options.max_epochs:
+        raise UserError("--max-epochs: is for --oracle hyperband; --epochs sets the epochs of every trial")
+    if options.oracle == "hyperband" and options.prune != "none":
+        raise UserError(f"--prune {options.prune}: Hyperband stops trials itself; leave it out")
+    if options.trial_timeout < 0 or options.trial_memory < 0:
+        raise UserError("--trial-timeout and --trial-memory must not be negative")
+    if options.warm_start and options.oracle not in ("random", "bayesian"):
+        raise UserError(
+            f"--warm-start: {options.oracle} search cannot use trials of another study; random and bayesian can"
+        )
+
+
+def _new(app: App, store: Store, config: TrainingConfig, pinned: Sequence[str], options: Options, pool: Pool) -> Study:
+    space = Space(app, config, options.space, pinned)
+    if options.oracle == "hyperband" and "epochs" in space.varied:
+        raise UserError("--space epochs: Hyperband sets the epochs itself; leave it out")
+    objective, direction = objective_of(
+        app,
+        pool.ask(Question({**to_dict(config), "threads": config.threads or thread_share(options.workers)})),
+        options,
+    )
+    definition = Definition(
+        app=app.name,
+        oracle=options.oracle,
+        objective=objective,
+        direction=direction,
+        seed=config.seed,
+        config=to_dict(config),
+        threads=config.threads or thread_share(options.workers),
+        prune=options.prune,
+        changes=[*options.space],
+        pinned=[*pinned],
+        space=space.to_json(),
+        max_epochs=options.max_epochs,
+        known=_known(app, store, space, objective, options.warm_start) if options.warm_start else [],
+    )
+    return Study.create(app, store, definition)
+
+
+def _known(app: App, store: Store, space: Space, objective: str, study: str) -> list[tuple[dict[str, Any], float]]:
+    """Finished trials of an earlier study, as far as they lie in the space of the new one."""
+    earlier = recorded_definition(store, study, app.name)
+    if objective != earlier.objective:
+        raise UserError(f"--warm-start {study}: its scores are {earlier.objective}, not {objective}")
+    found = []
+    for trial in recorded_trials(store, RecordedRun(store, store.run(study))):
+        values = space.placed({**earlier.config, **trial.settings})
+        if trial.score is not None and values is not None:
+            found.append((values, trial.score))
+    if not found:
+        raise UserError(f"--warm-start {study}: none of its finished trials lies in this search space")
+    return found
+
+
+def _count(study: Study, options: Options) -> int:
+    """Number of trials that the study is to have."""
+    if study.definition.oracle == "hyperband":
+        if options.trials:
+            raise UserError("--trials: Hyperband makes as many as its --max-epochs asks for; leave it out")
+        return 0
+    recorded = int(study.tracker.tags().get("trials", 0))
+    count = options.trials or recorded or DEFAULT_TRIALS
+    if study.definition.oracle == "grid" and not (options.trials or recorded):
+        count = grid_size(study.space.hyperparameters)
+    if count < len(study.trials):
+        raise UserError(f"--trials {count}: the study has {len(study.trials)} already")
+    study.tracker.set_tags({"trials": str(count)})
+    return count

@@ -1,0 +1,465 @@
+"""A study: one process owns the oracle, the tracking store has everything else.
+
+Every trial is a child run of the study's. It carries the numbers of its start and of its end in the one sequence of all
+starts and ends; a new oracle that is led through that sequence is where the old one was. So a study goes on from the
+store alone, whatever was killed, on any machine.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import Any, Literal, Protocol
+
+from loom import checkpoint
+from loom.app import App
+from loom.config import from_dict
+from loom.errors import UserError
+from loom.tracking import RecordedRun, Store, Tracker, read_json, run_tags
+from tuning.oracles import Kind, Oracle, Proposal
+from tuning.space import Space
+from tuning.trial import Done, Epoch, Failed, Task, recorded_name
+from tuning.workers import Event, Pool
+
+DEFINITION = "study.json"
+PAGE = 1000
+
+Status = Literal["running", "completed", "failed", "pruned"]
+RUN_STATUS = {"completed": "FINISHED", "pruned": "KILLED", "failed": "FAILED"}
+"""What MLflow calls it."""
+TRIALS_TO_COMPARE = 5
+"""Fewest other trials that make a median."""
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What makes a study the study it is; recorded once.
+
+    Attributes:
+        app: Name of the application.
+        oracle: Which.
+        objective: Metric that makes the score.
+        direction: Whether a good score is small or large.
+        seed: Of the oracle.
+        config: Settings of what is not searched.
+        threads: Threads of every trial, where the config does not say.
+        prune: Whether trials that are clearly worse than the others at the same epoch are stopped.
+        changes: Changes to the application's own space, as on the command line.
+        pinned: Settings that keep their value though the application would search them.
+        space: Every hyperparameter.
+        max_epochs: Epochs of a trial that is never stopped; for Hyperband.
+        known: Values and scores of finished trials of an earlier study.
+    """
+
+    app: str
+    oracle: Kind
+    objective: str
+    direction: Literal["min", "max"]
+    seed: int
+    config: dict[str, Any]
+    threads: int
+    prune: Literal["none", "median"]
+    changes: list[str]
+    pinned: list[str]
+    space: list[dict[str, Any]]
+    max_epochs: int = 0
+    known: list[tuple[dict[str, Any], float]] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, for the record."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Definition:
+        """What was recorded."""
+        known = [(dict(hyperparameters), float(score)) for hyperparameters, score in values["known"]]
+        return cls(**{**values, "known": known})
+
+
+@dataclass
+class Trial:
+    """One configuration that is tried.
+
+    Attributes:
+        number: From 1, in the order of their starts.
+        run_id: Its child run.
+        oracle_id: The oracle's name for it.
+        values: Values of its hyperparameters.
+        settings: What these make of the config.
+        start: Number of its start in the sequence of starts and ends.
+        end: Number of its end, or None.
+        status: What became of it.
+        score: Its best objective, if it has one.
+        reason: Why it failed.
+        epochs: Objective of every epoch.
+        seconds: How long it took.
+        parameters: Size of its model.
+        attempts: How often it was started anew after a failure.
+    """
+
+    number: int
+    run_id: str
+    oracle_id: str
+    values: dict[str, Any]
+    settings: dict[str, Any]
+    start: int
+    end: int | None = None
+    status: Status = "running"
+    score: float | None = None
+    reason: str = ""
+    epochs: dict[int, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    parameters: int = 0
+    attempts: int = 1
+
+
+class Watcher(Protocol):
+    """Shows how a study goes on."""
+
+    def changed(self, study: Study, trial: Trial) -> None:
+        """A trial has begun, gone on, or ended."""
+
+
+class Study:
+    """A study in the store, new or recorded.
+
+    Args:
+        app: The application.
+        store: Where it is recorded.
+        tracker: Its run.
+        definition: What it is.
+        trials: What it has come to so far.
+    """
+
+    def __init__(
+        self, app: App, store: Store, tracker: Tracker, definition: Definition, trials: Sequence[Trial] = ()
+    ) -> None:
+        self.app, self.store, self.tracker, self.definition = app, store, tracker, definition
+        self.config = from_dict(app.config, definition.config)
+        self.space = Space(app, self.config, definition.changes, definition.pinned)
+        self.trials = list(trials)
+        self._client = store.client()
+        self._tidied: set[str] = set()
+        if self.space.to_json() != definition.space:
+            raise UserError(
+                f"study {tracker.run_id}: the search space of {app.name} has changed since; "
+                f"start a new study with --warm-start {tracker.run_id}"
+            )
+        self.oracle = self._led_oracle()
+
+    @classmethod
+    def create(cls, app: App, store: Store, definition: Definition) -> Study:
+        """Starts a study."""
+        tags = run_tags(app.name, "study", {})
+        tracker = Tracker.create(store, app.name, tags, f"search {definition.oracle}")
+        tracker.log_json(DEFINITION, definition.to_json())
+        shown = {"oracle": definition.oracle, "objective": definition.objective, "seed": definition.seed}
+        tracker.log_parameters(shown)
+        return cls(app, store, tracker, definition)
+
+    @classmethod
+    def reopen(cls, app: App, store: Store, run_id: str) -> Study:
+        """Goes on with a study.
+
+        Raises:
+            UserError: There is no such study of this application, or another process is at it.
+        """
+        definition = recorded_definition(store, run_id, app.name)
+        tracker = Tracker(store, store.run(run_id))
+        try:
+            trials = recorded_trials(store, tracker)
+            if definition.prune != "none":
+                for trial in trials:
+                    if trial.end is not None:
+                        trial.epochs = _recorded_epochs(store.client(), trial, recorded_name(definition.objective))
+            study = cls(app, store, tracker, definition, trials)
+        except BaseException:
+            tracker.release()
+            raise
+        return study
+
+    @property
+    def better(self) -> Any:
+        """Function that picks the best of several scores."""
+        return min if self.definition.direction == "min" else max
+
+    @property
+    def completed(self) -> list[Trial]:
+        """Trials that have a score, the best first."""
+        scored = [trial for trial in self.trials if trial.status == "completed" and trial.score is not None]
+        return sorted(scored, key=lambda trial: trial.score or 0.0, reverse=self.definition.direction == "max")
+
+    def run(self, pool: Pool, count: int, keep: int, watcher: Watcher) -> None:
+        """Runs trials until there are so many, and all of them have ended.
+
+        Args:
+            pool: The workers.
+            count: Number of trials; 0 for all that the oracle wants.
+            keep: Of how many of the best trials the checkpoints stay.
+            watcher: Shows what happens.
+        """
+        waiting = [trial for trial in self.trials if trial.end is None]
+        done = False
+        while True:
+            while pool.is_free and not done:
+                trial = waiting.pop(0) if waiting else None
+                if trial is not None:
+                    self._client.update_run(trial.run_id, status="RUNNING")
+                else:
+                    proposal = "done" if count and len(self.trials) >= count else self.oracle.propose()
+                    done = proposal == "done"
+                    if isinstance(proposal, str):
+                        break
+                    trial = self._begin(proposal)
+                self._submit(pool, trial)
+                watcher.changed(self, trial)
+            if done and not pool.running:
+                return
+            for event in pool.events():
+                assert isinstance(event.task, Task)
+                trial = self._by_run(event.task.run_id)
+                self._heard(trial, event, pool, keep)
+                watcher.changed(self, trial)
+
+    def end(self, status: str = "FINISHED", reason: str = "") -> None:
+        """Closes the study's run, and those of trials that wait to be gone on with."""
+        for trial in self.trials:
+            if trial.end is None:
+                self._client.set_terminated(trial.run_id, "KILLED")
+        self.tracker.finish(status, reason)
+
+    def _by_run(self, run_id: str) -> Trial:
+        return next(trial for trial in self.trials if trial.run_id == run_id)
+
+    @cached_property
+    def _experiment(self) -> str:
+        return self.store.experiment(self.app.name)
+
+    def _led_oracle(self) -> Oracle:
+        """A new oracle, in the state that the recorded trials have led to."""
+        definition = self.definition
+        oracle = Oracle(
+            definition.oracle,
+            self.space.hyperparameters,
+            definition.direction,
+            definition.seed,
+            lambda values: json.dumps(self.space.settings(values), sort_keys=True),
+            definition.max_epochs,
+        )
+        for values, score in definition.known:
+            oracle.know(values, score)
+        steps = [(trial.start, True, trial) for trial in self.trials]
+        steps += [(trial.end, False, trial) for trial in self.trials if trial.end is not None]
+        for _, begins, trial in sorted(steps, key=lambda step: step[0]):
+            if not begins:
+                oracle.tell(trial.oracle_id, trial.score)
+                continue
+            proposal = oracle.propose()
+            if not isinstance(proposal, Proposal) or (proposal.trial_id, plain(proposal.values)) != (
+                trial.oracle_id,
+                trial.values,
+            ):
+                raise UserError(
+                    f"study {self.tracker.run_id}: the oracle does not propose trial {trial.number} again; it was "
+                    "begun with other versions (see the run's tags): start anew with "
+                    f"--warm-start {self.tracker.run_id}"
+                )
+        return oracle
+
+    @property
+    def _next(self) -> int:
+        """Number of the next start or end."""
+        numbers = [trial.start for trial in self.trials] + [trial.end for trial in self.trials if trial.end is not None]
+        return max(numbers, default=-1) + 1
+
+    def _begin(self, proposal: Proposal) -> Trial:
+        """Records the start of a trial: all at once, so that it is there or not."""
+        values, number = plain(proposal.values), len(self.trials) + 1
+        settings = plain(self.space.settings(values))
+        if proposal.epochs is not None:
+            settings["epochs"] = proposal.epochs
+        tags = run_tags(self.app.name, "trial", {"threads": str(self.definition.threads)}) | {
+            "mlflow.parentRunId": self.tracker.run_id,
+            "study": self.tracker.run_id,
+            "trial_number": str(number),
+            "status": "running",
+            "oracle_trial": proposal.trial_id,
+            "sequence_start": str(self._next),
+            "hyperparameters": json.dumps(values),
+            "settings": json.dumps(settings),
+        }
+        run = self._client.create_run(self._experiment, run_name=f"trial {number}", tags=tags)
+        trial = Trial(number, run.info.run_id, proposal.trial_id, values, settings, self._next)
+        self.trials.append(trial)
+        return trial
+
+    def settings_of(self, trial: Trial) -> dict[str, Any]:
+        """All settings of a trial."""
+        config = self.definition.config
+        return {**config, "threads": config["threads"] or self.definition.threads, **trial.settings}
+
+    def _submit(self, pool: Pool, trial: Trial) -> None:
+        """Records a trial's settings, and gives it to a worker."""
+        definition = self.definition
+        recorded = RecordedRun(self.store, self.store.run(trial.run_id))
+        parent = trial.values.get("tuner/trial_id")
+        by_oracle = {other.oracle_id: other.run_id for other in self.trials}
+        config = self.settings_of(trial)
+        shown = {name: value for name, value in trial.settings.items() if name in {*self.space.varied, "epochs"}}
+        log_settings(recorded, config, shown)
+        pool.submit(
+            Task(
+                trial.run_id,
+                config,
+                definition.objective,
+                definition.direction,
+                by_oracle[parent] if parent else None,
+            )
+        )
+
+    def _heard(self, trial: Trial, event: Event, pool: Pool, keep: int) -> None:
+        message = event.message
+        reason = message.reason if isinstance(message, Failed) else ""
+        if isinstance(message, Epoch):
+            trial.epochs[message.number] = message.objective
+            if self.definition.prune != "none":
+                trial.reason = self._why_stop(trial)
+                pool.answer(event, go_on=not trial.reason)
+            return
+        if isinstance(message, Done):
+            trial.seconds, trial.parameters = message.seconds, message.parameters
+            trial.score = None if trial.reason else message.score
+            self._finish(trial, "pruned" if trial.reason else "completed")
+        elif self.definition.oracle == "hyperband" and trial.attempts == 1:
+            trial.attempts += 1
+            self._client.set_tag(trial.run_id, "first_failure", reason)
+            self._submit(pool, trial)
+            return
+        else:
+            trial.reason = reason
+            self._finish(trial, "failed")
+        self._tidy(keep)
+
+    def _why_stop(self, trial: Trial) -> str:
+        """Why a trial is not worth going on with, or nothing.
+
+        Its best objective so far is compared with that of all others at the same epoch: it must be worse than their
+        median by more than their median distance from it.
+        """
+        epoch = max(trial.epochs)
+        best = {
+            each.number: self.better(value for number, value in each.epochs.items() if number <= epoch)
+            for each in self.trials
+            if epoch in each.epochs
+        }
+        own = best.pop(trial.number)
+        if len(best) < TRIALS_TO_COMPARE:
+            return ""
+        median = statistics.median(best.values())
+        spread = statistics.median(abs(value - median) for value in best.values())
+        worse_by = own - median if self.definition.direction == "min" else median - own
+        if worse_by <= spread:
+            return ""
+        return f"pruned in epoch {epoch + 1}: {own:.4g}, while the median of the others was {median:.4g}"
+
+    def _finish(self, trial: Trial, status: Status) -> None:
+        """Records the end of a trial, then tells the oracle."""
+        from mlflow.entities import Metric, RunTag
+
+        trial.end, trial.status = self._next, status
+        moment = time.time_ns() // 1_000_000
+        metrics = (
+            {"seconds": trial.seconds} if trial.score is None else {"score": trial.score, "seconds": trial.seconds}
+        )
+        metrics |= {"parameters": trial.parameters} if trial.parameters else {}
+        tags = {"status": status, "sequence_end": str(trial.end), "reason": trial.reason[:5000]}
+        tags |= {"score": "" if trial.score is None else repr(trial.score), "attempts": str(trial.attempts)}
+        tags |= {"seconds": repr(trial.seconds), "parameters": str(trial.parameters)}
+        self._client.log_batch(
+            trial.run_id,
+            metrics=[Metric(name, float(value), moment, 0) for name, value in metrics.items()],
+            tags=[RunTag(name, value) for name, value in tags.items()],
+        )
+        self.oracle.tell(trial.oracle_id, trial.score)
+        self._client.set_terminated(trial.run_id, RUN_STATUS[status])
+        self.store.forget_lock(trial.run_id)
+
+    def _tidy(self, keep: int) -> None:
+        """Deletes the checkpoints that nothing will go on from."""
+        best = {trial.run_id for trial in self.completed[:keep]}
+        for trial in self.trials:
+            ended = trial.end is not None and trial.run_id not in self._tidied
+            if ended and trial.run_id not in best and not self.oracle.is_open(trial.oracle_id):
+                checkpoint.remove(RecordedRun(self.store, self.store.run(trial.run_id)))
+                self._tidied.add(trial.run_id)
+
+
+def log_settings(run: RecordedRun, config: Mapping[str, Any], shown: Mapping[str, Any]) -> None:
+    """Records all settings of a trial, and those that vary as its parameters; again, if it is begun again."""
+    from mlflow.entities import Param
+
+    run.client.log_text(run.run_id, json.dumps(config, indent=2, ensure_ascii=False) + "\n", "config.json")
+    run.client.log_batch(run.run_id, params=[Param(name, str(value)) for name, value in shown.items()])
+
+
+def recorded_definition(store: Store, run_id: str, app: str) -> Definition:
+    """What a recorded study is.
+
+    Raises:
+        UserError: There is no such study of this application.
+    """
+    tags = store.run(run_id).data.tags
+    if tags.get("kind") != "study":
+        raise UserError(f"run {run_id} is no study, but a {tags.get('kind', 'run of something else')}")
+    if tags.get("app") != app:
+        raise UserError(f"study {run_id} is a study of {tags.get('app')}, not of {app}")
+    return Definition.from_json(read_json(store, run_id, DEFINITION))
+
+
+def recorded_trials(store: Store, study: RecordedRun) -> list[Trial]:
+    """The trials of a study, in the order of their starts."""
+    client, token, found = store.client(), None, []
+    while True:
+        query = f"tags.study = '{study.run_id}' and tags.kind = 'trial'"
+        page = client.search_runs([study.experiment_id], query, max_results=PAGE, page_token=token)
+        found += [_recorded_trial(client, run) for run in page]
+        token = page.token
+        if not token:
+            return sorted(found, key=lambda trial: trial.start)
+
+
+def _recorded_trial(client: Any, run: Any) -> Trial:
+    tags = run.data.tags
+    ended = tags.get("sequence_end")
+    trial = Trial(
+        number=int(tags["trial_number"]),
+        run_id=run.info.run_id,
+        oracle_id=tags["oracle_trial"],
+        values=json.loads(tags["hyperparameters"]),
+        settings=json.loads(tags["settings"]),
+        start=int(tags["sequence_start"]),
+        end=int(ended) if ended else None,
+        status=tags["status"],
+        score=float(tags["score"]) if tags.get("score") else None,
+        reason=tags.get("reason", ""),
+        seconds=float(tags.get("seconds", 0)),
+        parameters=int(tags.get("parameters", 0)),
+        attempts=2 if "first_failure" in tags else 1,
+    )
+    if trial.end is not None and run.info.status != RUN_STATUS[trial.status]:  # killed between the two
+        client.set_terminated(trial.run_id, RUN_STATUS[trial.status])
+    return trial
+
+
+def _recorded_epochs(client: Any, trial: Trial, objective: str) -> dict[int, float]:
+    """Objective of every epoch of a trial that has ended."""
+    return {metric.step: metric.value for metric in client.get_metric_history(trial.run_id, objective)}
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as they come back from the record."""
+    return dict(json.loads(json.dumps(dict(values), default=lambda value: value.item())))
