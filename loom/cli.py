@@ -190,6 +190,7 @@ Every other flag is a setting of the application: it is not searched then.
 --trial-timeout S     seconds after which a trial has failed
 --trial-memory GIB    memory with which a trial has failed (default: what the workers share out)
 --prune median        stops trials that are clearly worse than the others at the same epoch
+--seeds K             scores a configuration by its mean over K seeds (default: 1)
 --max-parameters N    models with more are refused (default: what fits into a worker's memory)
 --keep N              of how many of the best trials the checkpoints stay (default: 1)
 --no-final            does not train the best configuration as a full run, which is tested, exported and checked
@@ -211,13 +212,14 @@ def _tune(arguments: list[str]) -> int:
     app = load_app(file)
     base = app.config()
     config = parse_dataclass(type(base), rest, base, f"loom tune {app.name}", TUNE_HELP)
-    given = {word.partition("=")[0].removeprefix("--").removeprefix("no-") for word in rest if word.startswith("--")}
-    pinned = [
-        field.name
-        for field in fields(base)
-        if field.name.replace("_", "-") in {name.replace("_", "-") for name in given}
-    ]
-    return commands.tune(file, config, pinned, options, as_json, START)
+    return commands.tune(file, config, _given(config, rest), options, as_json, START)
+
+
+def _given(config: TrainingConfig, arguments: list[str]) -> list[str]:
+    """Settings that the command line gives."""
+    words = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+    names = {word.removeprefix("--").removeprefix("no-").replace("-", "_") for word in words}
+    return [field.name for field in fields(config) if field.name in names]
 
 
 def _tune_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
@@ -226,6 +228,7 @@ def _tune_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
         ("--trials", int, 0),
         ("--max-epochs", int, 0),
         ("--workers", int, 1),
+        ("--seeds", int, 1),
         ("--keep", int, 1),
         ("--max-parameters", int, 0),
         ("--trial-timeout", float, 0.0),
@@ -275,7 +278,8 @@ def _compare(arguments: list[str]) -> int:
     app = load_app(file)
     base = app.config()
     config = parse_dataclass(type(base), rest, base, f"loom compare {app.name}", COMPARE_HELP)
-    return commands.compare(file, config, values, values.pop("json"), START)
+    as_json = values.pop("json")
+    return commands.compare(file, config, _given(config, rest), values, as_json, START)
 
 
 def _predict(arguments: list[str]) -> int:

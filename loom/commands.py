@@ -29,16 +29,13 @@ def train(file: AppFile, config: TrainingConfig, resume: str, as_json: bool, sta
 
     from loom.train import train
 
-    result = train(file, config, Console(stderr=as_json), start, resume)
-    if as_json:
-        print(json.dumps(result))
-    return 0
+    return _printed(train(file, config, Console(stderr=as_json), start, resume), as_json)
 
 
 def tune(
     file: AppFile,
     config: TrainingConfig | None,
-    pinned: list[str],
+    given: list[str],
     options: dict[str, Any],
     as_json: bool,
     start: float,
@@ -46,31 +43,34 @@ def tune(
     """Search hyperparameters; with `as_json`, progress goes to standard error."""
     from rich.console import Console
 
-    from loom.lazy import load
-    from tuning.workers import start_server
-
-    start_server()
-    load("keras_tuner")
+    _prepare_search()
     from tuning.command import Options, tune
 
-    result = tune(file, config, pinned, Options(**options), Console(stderr=as_json), start)
-    if as_json:
-        print(json.dumps(result))
-    return 0
+    return _printed(tune(file, config, given, Options(**options), Console(stderr=as_json), start), as_json)
 
 
-def compare(file: AppFile, config: TrainingConfig, options: dict[str, Any], as_json: bool, start: float) -> int:
+def compare(
+    file: AppFile, config: TrainingConfig, given: list[str], options: dict[str, Any], as_json: bool, start: float
+) -> int:
     """Train variants side by side; with `as_json`, progress goes to standard error."""
     from rich.console import Console
 
+    _prepare_search()
+    from tuning.compare import Options, compare
+
+    return _printed(compare(file, config, given, Options(**options), Console(stderr=as_json), start), as_json)
+
+
+def _prepare_search() -> None:
+    """Start the server that workers are forked from, which imports beside this process."""
     from loom.lazy import load
     from tuning.workers import start_server
 
     start_server()
     load("keras_tuner")
-    from tuning.compare import Options, compare
 
-    result = compare(file, config, Options(**options), Console(stderr=as_json), start)
+
+def _printed(result: dict[str, Any], as_json: bool) -> int:
     if as_json:
         print(json.dumps(result))
     return 0

@@ -26,10 +26,14 @@ class TrainingConfig:
     """Share of the examples held out for the test where the data has no test part of its own."""
     validation_fraction: float = 0.1
     """Share of the training examples held out to validate each epoch."""
+    train_fraction: float = 1.0
+    """Share of the training examples that is used; validation and test stay whole."""
     max_bad: float = 0.01
     """Share of unreadable rows or files that is tolerated; they are listed in data.json."""
     seed: int = 0
     """Picks the splits, the initial weights, the order of the examples and the dropout masks."""
+    split_seed: int = -1
+    """Picks the splits alone, so that runs with other seeds share them (-1: --seed picks them)."""
     epochs: int = 10
     """Passes over the training examples."""
     batch_size: int = 32
@@ -72,6 +76,8 @@ class TrainingConfig:
             self.require(name, getattr(self, name) >= 0, "must not be negative")
         for name in ("test_fraction", "validation_fraction"):
             self.require(name, 0 < getattr(self, name) < 1, "must lie between 0 and 1")
+        self.require("train_fraction", 0 < self.train_fraction <= 1, "must be above 0 and at most 1")
+        self.require("split_seed", self.split_seed >= -1, "must be at least 0, or -1 for that of --seed")
         self.require("max_bad", 0 <= self.max_bad <= 1, "must lie between 0 and 1")
         self.require("learning_rate", self.learning_rate > 0, "must be greater than 0")
         self.require("devices", self.batch_size >= self.devices, f"must not exceed --batch-size {self.batch_size}")

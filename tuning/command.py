@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from loom.app import App, AppFile, load_app
-from loom.config import TrainingConfig, from_dict, to_dict
+from loom.config import TrainingConfig, flag, from_dict, to_dict
 from loom.errors import UserError
 from loom.tracking import RecordedRun, Store
 from loom.train import train
@@ -25,7 +25,7 @@ from tuning.oracles import Kind
 from tuning.space import Space, grid_size
 from tuning.study import Definition, Study, Trial, recorded_definition, recorded_trials
 from tuning.trial import BYTES_PER_PARAMETER, Job, Question
-from tuning.workers import Limits, Pool, memory_share, thread_share
+from tuning.workers import Limits, Pool, gpu_memory, memory_share, thread_share
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class Options:
     trial_timeout: float = 0.0
     trial_memory: float = 0.0
     prune: Literal["none", "median"] = "none"
+    seeds: int = 1
     max_parameters: int = 0
     keep: int = 1
     gpus: tuple[str, ...] = ()
@@ -78,8 +79,9 @@ def tune(
     count = _count(study, options) if study else 0
     memory = int(options.trial_memory * 2**30) or memory_share(options.workers)
     asks = (study.definition.prune if study else options.prune) != "none"
+    limits, gpus = Limits(options.trial_timeout, memory), gpu_memory(options.gpus) if options.gpus else {}
     job = Job(file, options.max_parameters or memory // BYTES_PER_PARAMETER, asks)
-    with Pool(job, options.workers, Limits(options.trial_timeout, memory), options.gpus) as pool:
+    with Pool(job, options.workers, limits, gpus) as pool:
         if study is None:
             assert config is not None
             study = _new(app, store, config, pinned, options, pool)
@@ -136,12 +138,13 @@ def _final(file: AppFile, study: Study, best: Trial, console: Console) -> dict[s
 
 
 def _check(options: Options) -> None:
+    for name in ("oracle", "space", "objective", "direction", "max_epochs", "prune", "seeds", "warm_start"):
+        if options.resume and getattr(options, name) != getattr(Options(), name):
+            raise UserError(f"--resume goes on with the settings of the study: leave out {flag(name)}")
     if options.workers < 1:
         raise UserError(f"--workers {options.workers}: must be at least 1")
     if options.trials < 0:
         raise UserError(f"--trials {options.trials}: must be at least 1")
-    if options.resume and options.warm_start:
-        raise UserError("--resume and --warm-start: give one of them")
     if options.oracle == "hyperband" and not options.resume and options.max_epochs < 2:
         raise UserError(
             "--oracle hyperband: needs --max-epochs, the epochs of a trial that is never stopped, at least 2"
@@ -152,6 +155,10 @@ def _check(options: Options) -> None:
         raise UserError("--max-epochs: is for --oracle hyperband; --epochs sets the epochs of every trial")
     if options.oracle == "hyperband" and options.prune != "none":
         raise UserError(f"--prune {options.prune}: Hyperband stops trials itself; leave it out")
+    if options.seeds < 1:
+        raise UserError(f"--seeds {options.seeds}: must be at least 1")
+    if options.oracle == "hyperband" and options.seeds > 1:
+        raise UserError("--seeds: Hyperband goes on with the training of a trial, which has one seed; leave it out")
     if options.trial_timeout < 0 or options.trial_memory < 0:
         raise UserError("--trial-timeout and --trial-memory must not be negative")
     if options.warm_start and options.oracle not in ("random", "bayesian"):
@@ -161,6 +168,8 @@ def _check(options: Options) -> None:
 
 
 def _new(app: App, store: Store, config: TrainingConfig, pinned: Sequence[str], options: Options, pool: Pool) -> Study:
+    if config.split_seed == -1:  # other seeds must not let the search see test examples
+        config = replace(config, split_seed=config.seed)
     space = Space(app, config, options.space, pinned)
     if options.oracle == "hyperband" and "epochs" in space.varied:
         raise UserError("--space epochs: Hyperband sets the epochs itself; leave it out")
@@ -182,6 +191,7 @@ def _new(app: App, store: Store, config: TrainingConfig, pinned: Sequence[str], 
         pinned=[*pinned],
         space=space.to_json(),
         max_epochs=options.max_epochs,
+        seeds=options.seeds,
         known=_known(app, store, space, objective, options.warm_start) if options.warm_start else [],
     )
     return Study.create(app, store, definition)

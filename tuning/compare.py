@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loom.app import App, AppFile, load_app
-from loom.config import TrainingConfig, to_dict
+from loom.config import TrainingConfig, flag, to_dict
 from loom.errors import UserError
 from loom.report import new_figure
 from loom.tracking import RecordedRun, Store, Tracker, run_tags
@@ -67,19 +67,22 @@ class Variant:
         return statistics.stdev(self.scores) if len(self.scores) > 1 else 0.0
 
 
-def compare(file: AppFile, config: TrainingConfig, options: Options, console: Console, start: float) -> dict[str, Any]:
+def compare(
+    file: AppFile, config: TrainingConfig, given: Sequence[str], options: Options, console: Console, start: float
+) -> dict[str, Any]:
     """Trains every variant with every seed; returns what `--json` prints.
 
     Args:
         file: The application.
         config: Settings of what does not vary.
+        given: Settings that the command line gives one value.
         options: The flags.
         console: Where progress is shown.
         start: Value of `time.perf_counter` when the command started.
     """
     app, store = load_app(file), Store()
     store.check_writable()
-    variants = _variants(config, options)
+    variants = _variants(config, options, given)
     memory = memory_share(options.workers)
     with Pool(Job(file, memory // BYTES_PER_PARAMETER), options.workers, Limits(0, memory)) as pool:
         config = replace(config, threads=config.threads or thread_share(options.workers))
@@ -89,12 +92,11 @@ def compare(file: AppFile, config: TrainingConfig, options: Options, console: Co
         comparison = _Comparison(app, store, tracker, objective, direction, console)
         try:
             comparison.run(pool, config, variants, options.seeds)
-            if direction == "max":
-                variants.sort(key=lambda variant: -variant.mean if variant.scores else 0)
-            else:
-                variants.sort(key=lambda variant: variant.mean if variant.scores else float("inf"))
+            sign = -1 if direction == "max" else 1
+            variants.sort(key=lambda variant: (not variant.scores, sign * variant.mean if variant.scores else 0))
             comparison.report(variants)
         except BaseException as error:
+            comparison.stop()
             tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", type(error).__name__)
             raise
     tracker.finish()
@@ -115,12 +117,21 @@ def compare(file: AppFile, config: TrainingConfig, options: Options, console: Co
     }
 
 
-def _variants(config: TrainingConfig, options: Options) -> list[Variant]:
+def _variants(config: TrainingConfig, options: Options, given: Sequence[str]) -> list[Variant]:
     if not options.vary:
         raise UserError("--vary NAME=VALUE,VALUE names what to compare")
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: must be at least 1")
-    lists = dict(typed_values("--vary", text, config) for text in options.vary)
+    if options.workers < 1:
+        raise UserError(f"--workers {options.workers}: must be at least 1")
+    lists: dict[str, list[Any]] = {}
+    for text in options.vary:
+        name, values = typed_values("--vary", text, config)
+        if name in lists:
+            raise UserError(f"--vary {text}: {name} is given twice")
+        if name in given:
+            raise UserError(f"--vary {text}: {flag(name)} gives it one value; leave out one of them")
+        lists[name] = values
     if "seed" in lists:
         raise UserError("--vary seed: --seeds says how many")
     variants = [Variant(dict(zip(lists, values, strict=True)), [], []) for values in itertools.product(*lists.values())]
@@ -137,12 +148,13 @@ class _Comparison:
     ) -> None:
         self._app, self._store, self._tracker, self._console = app, store, tracker, console
         self._objective, self._direction = objective, direction
+        self._running: dict[str, tuple[int, Variant]] = {}
 
     def run(self, pool: Pool, config: TrainingConfig, variants: Sequence[Variant], seeds: int) -> None:
         """Trains all of them, seed by seed."""
         waiting = [(seed, variant) for seed in range(config.seed, config.seed + seeds) for variant in variants]
         count, ended = len(waiting), 0
-        running: dict[str, tuple[int, Variant]] = {}
+        running = self._running
         while waiting or running:
             while waiting and pool.is_free:
                 seed, variant = waiting.pop(0)
@@ -162,6 +174,11 @@ class _Comparison:
                 )
                 line = f"{ended}/{count} {described(variant.settings)} seed={seed}: {result}"
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+    def stop(self) -> None:
+        """Closes the runs that have not ended."""
+        for run_id in self._running:
+            self._store.client().set_terminated(run_id, "KILLED")
 
     def _task(self, config: TrainingConfig, variant: Variant, seed: int) -> Task:
         settings = {**variant.settings, "seed": seed}

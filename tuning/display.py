@@ -53,7 +53,7 @@ class Display:
         """Prints a line for a trial that has ended."""
         if trial.end is None:
             return
-        result = f"{study.definition.objective} {trial.score:.4f}" if trial.score is not None else trial.reason
+        result = f"{study.definition.objective} {shown_score(trial)}" if trial.score is not None else trial.reason
         of = f"/{self._count}" if self._count else ""
         self.say(
             f"trial {trial.number}{of} {trial.status}: {result}  {described(trial.settings)}  {trial.seconds:.1f} s"
@@ -72,7 +72,7 @@ class Display:
                 running.add_row(str(trial.number), str(len(trial.epochs)), best, described(trial.settings))
         best_ones = Table("trial", study.definition.objective, "settings", title="best", title_justify="left")
         for trial in study.completed[:BEST_SHOWN]:
-            best_ones.add_row(str(trial.number), f"{trial.score:.4f}", described(trial.settings))
+            best_ones.add_row(str(trial.number), shown_score(trial), described(trial.settings))
         return Group(running, best_ones, self._summary())
 
     def _summary(self) -> str:
@@ -84,6 +84,12 @@ class Display:
             left = (time.monotonic() - self._began) / done * (self._count - self._ended)
             parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
         return ", ".join(parts)
+
+
+def shown_score(trial: Trial) -> str:
+    """Score of a trial, with the spread between its seeds."""
+    spread = f" ± {trial.spread:.2g}" if trial.spread is not None else ""
+    return f"{trial.score:.4f}{spread}"
 
 
 def described(settings: Mapping[str, Any]) -> str:

@@ -15,7 +15,7 @@ import jinja2
 import numpy as np
 
 from loom.report import new_figure
-from tuning.display import described
+from tuning.display import described, shown_score
 from tuning.study import Study
 
 if TYPE_CHECKING:
@@ -142,7 +142,9 @@ class Scale:
 
 
 def importance(study: Study) -> dict[str, float]:
-    """Share of each hyperparameter in what a forest can say about the order of the scores; empty for few trials.
+    """Share of each hyperparameter in what a forest can say about the order of the scores.
+
+    Empty for few trials, and where the forest ranks trials it has not seen no better than their mean would.
 
     A random forest learns the ranks of the scores from the values. How much worse it ranks trials it has not seen, when
     the values of one hyperparameter are shuffled among them, is that one's importance (Breiman, 2001, "Random
@@ -158,15 +160,16 @@ def importance(study: Study) -> dict[str, float]:
     scales = {name: Scale(study, name) for name in names}
     values = np.array([[scales[name].number(trial.settings.get(name)) for name in names] for trial in trials])
     ranks = np.argsort(np.argsort([trial.score or 0.0 for trial in trials])).astype(float)
-    totals = np.zeros(len(names))
+    totals, predicted = np.zeros(len(names)), np.zeros(len(ranks))
     for learned, unseen in KFold(FOLDS, shuffle=True, random_state=0).split(values):
         forest = RandomForestRegressor(TREES, random_state=0, min_samples_leaf=2).fit(values[learned], ranks[learned])
         found = permutation_importance(
             forest, values[unseen], ranks[unseen], scoring="neg_mean_squared_error", n_repeats=SHUFFLES, random_state=0
         )
         totals += found.importances_mean
+        predicted[unseen] = forest.predict(values[unseen])
     totals = np.maximum(totals, 0)
-    if not totals.sum():
+    if not totals.sum() or np.square(predicted - ranks).sum() >= np.square(ranks - ranks.mean()).sum():
         return {}
     shares = totals / totals.sum()
     return dict(sorted(zip(names, map(float, shares), strict=True), key=lambda share: -share[1]))
@@ -186,11 +189,13 @@ def table(study: Study) -> str:
     names = study.space.varied
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["trial", "status", "score", *names, "seconds", "parameters", "run_id", "reason"])
+    spread = ["score_spread"] if study.definition.seeds > 1 else []
+    writer.writerow(["trial", "status", "score", *spread, *names, "seconds", "parameters", "run_id", "reason"])
     for trial in study.trials:
         score = "" if trial.score is None else repr(trial.score)
         values = [trial.settings.get(name, "") for name in names]
-        cells = [trial.number, trial.status, score, *values, f"{trial.seconds:.2f}", trial.parameters]
+        spreads = ["" if trial.spread is None else repr(trial.spread) for _ in spread]
+        cells = [trial.number, trial.status, score, *spreads, *values, f"{trial.seconds:.2f}", trial.parameters]
         writer.writerow([*cells, trial.run_id, trial.reason])
     return text.getvalue()
 
@@ -237,7 +242,7 @@ img { max-width: 100% }
 <tr><th>trial</th><th>{{ study.definition.objective }}</th><th>settings</th><th>seconds</th><th>parameters</th>
 <th>run</th></tr>
 {% for trial in study.completed[:shown] %}
-<tr><td>{{ trial.number }}</td><td>{{ "%.4g" | format(trial.score) }}</td><td>{{ described(trial.settings) }}</td>
+<tr><td>{{ trial.number }}</td><td>{{ shown_score(trial) }}</td><td>{{ described(trial.settings) }}</td>
 <td>{{ "%.1f" | format(trial.seconds) }}</td><td>{{ trial.parameters }}</td><td>{{ trial.run_id }}</td></tr>
 {% endfor %}
 </table>
@@ -274,6 +279,7 @@ def page(study: Study, shares: Mapping[str, float], images: Mapping[str, bytes])
             shares=shares,
             images={name: base64.b64encode(image).decode() for name, image in images.items()},
             described=described,
+            shown_score=shown_score,
             shown=BEST_SHOWN,
         )
     )

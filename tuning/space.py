@@ -24,8 +24,13 @@ from loom.errors import UserError
 
 SIGNIFICANT_DIGITS = 4
 """Of the numbers that are tried: more make no difference and cannot be read."""
-UNSEARCHABLE = ("threads", "devices")
-"""What the workers share out."""
+UNSEARCHABLE = {
+    "threads": "the workers share them out",
+    "devices": "the workers share them out",
+    "test_fraction": "it would let the search see test examples",
+    "split_seed": "it would let the search see test examples",
+}
+"""What cannot be searched, and why."""
 FORM = "write NAME=LOW..HIGH[:log][:step=N] or NAME=VALUE,VALUE"
 TRIES = 20
 ROUNDING = 1e-6
@@ -135,7 +140,7 @@ class Space:
             if name not in fields:
                 raise UserError(f"{self._app.name}: its space sets {name!r}, which is no setting of it")
             if name in UNSEARCHABLE:
-                raise UserError(f"--space {name}: the workers share it out; it cannot be searched")
+                raise UserError(f"--space {name}: cannot be searched: {UNSEARCHABLE[name]}")
         for hp in self.hyperparameters.space:
             for value in _extremes(hp):
                 self._check_possible(hp.name, value)

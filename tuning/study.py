@@ -53,6 +53,7 @@ class Definition:
         space: Every hyperparameter.
         max_epochs: Epochs of a trial that is never stopped; for Hyperband.
         known: Values and scores of finished trials of an earlier study.
+        seeds: Training runs of every trial, each with a seed of its own; the score is their mean.
     """
 
     app: str
@@ -68,6 +69,7 @@ class Definition:
     space: list[dict[str, Any]]
     max_epochs: int = 0
     known: list[tuple[dict[str, Any], float]] = field(default_factory=list)
+    seeds: int = 1
 
     def to_json(self) -> dict[str, Any]:
         """Everything, for the record."""
@@ -93,12 +95,14 @@ class Trial:
         start: Number of its start in the sequence of starts and ends.
         end: Number of its end, or None.
         status: What became of it.
-        score: Its best objective, if it has one.
+        score: Its best objective, the mean of all seeds, if it has one.
         reason: Why it failed.
-        epochs: Objective of every epoch.
+        epochs: Objective of every epoch, with the first seed.
         seconds: How long it took.
         parameters: Size of its model.
         attempts: How often it was started anew after a failure.
+        scores: Best objective of every seed that is done.
+        current: Run of the seed that is being trained; that of the first is the trial's own.
     """
 
     number: int
@@ -115,6 +119,13 @@ class Trial:
     seconds: float = 0.0
     parameters: int = 0
     attempts: int = 1
+    scores: list[float] = field(default_factory=list)
+    current: str = ""
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation between its seeds, if there are several."""
+        return statistics.stdev(self.scores) if len(self.scores) > 1 else None
 
 
 class Watcher(Protocol):
@@ -158,6 +169,7 @@ class Study:
         tracker = Tracker.create(store, app.name, tags, f"search {definition.oracle}")
         tracker.log_json(DEFINITION, definition.to_json())
         shown = {"oracle": definition.oracle, "objective": definition.objective, "seed": definition.seed}
+        shown |= {"seeds": definition.seeds} if definition.seeds > 1 else {}
         tracker.log_parameters(shown)
         return cls(app, store, tracker, definition)
 
@@ -209,6 +221,7 @@ class Study:
                 trial = waiting.pop(0) if waiting else None
                 if trial is not None:
                     self._client.update_run(trial.run_id, status="RUNNING")
+                    self._client.update_run(self._current(trial), status="RUNNING")
                 else:
                     proposal = "done" if count and len(self.trials) >= count else self.oracle.propose()
                     done = proposal == "done"
@@ -229,11 +242,12 @@ class Study:
         """Closes the study's run, and those of trials that wait to be gone on with."""
         for trial in self.trials:
             if trial.end is None:
-                self._client.set_terminated(trial.run_id, "KILLED")
+                for run_id in {trial.run_id, trial.current or trial.run_id}:
+                    self._client.set_terminated(run_id, "KILLED")
         self.tracker.finish(status, reason)
 
     def _by_run(self, run_id: str) -> Trial:
-        return next(trial for trial in self.trials if trial.run_id == run_id)
+        return next(trial for trial in self.trials if trial.current == run_id)
 
     @cached_property
     def _experiment(self) -> str:
@@ -303,17 +317,19 @@ class Study:
         return {**config, "threads": config["threads"] or self.definition.threads, **trial.settings}
 
     def _submit(self, pool: Pool, trial: Trial) -> None:
-        """Records a trial's settings, and gives it to a worker."""
+        """Records the settings of a trial's next seed, and gives it to a worker."""
         definition = self.definition
-        recorded = RecordedRun(self.store, self.store.run(trial.run_id))
+        trial.current = self._current(trial)
+        config, seed = self.settings_of(trial), len(trial.scores)
+        config |= {"seed": config["seed"] + seed}
+        shown = {name: value for name, value in trial.settings.items() if name in {*self.space.varied, "epochs"}}
+        shown |= {"seed": config["seed"]} if seed else {}
+        log_settings(RecordedRun(self.store, self.store.run(trial.current)), config, shown)
         parent = trial.values.get("tuner/trial_id")
         by_oracle = {other.oracle_id: other.run_id for other in self.trials}
-        config = self.settings_of(trial)
-        shown = {name: value for name, value in trial.settings.items() if name in {*self.space.varied, "epochs"}}
-        log_settings(recorded, config, shown)
         pool.submit(
             Task(
-                trial.run_id,
+                trial.current,
                 config,
                 definition.objective,
                 definition.direction,
@@ -321,28 +337,70 @@ class Study:
             )
         )
 
+    def _current(self, trial: Trial) -> str:
+        """Run of a trial's next seed: the trial's own, then its children."""
+        seed = len(trial.scores)
+        if not seed:
+            return trial.run_id
+        query = f"tags.trial = '{trial.run_id}' and tags.repeat = '{seed}'"
+        begun = self._client.search_runs([self._experiment], query, max_results=1)
+        if begun:
+            return str(begun[0].info.run_id)
+        tags = run_tags(self.app.name, "repeat", {"threads": str(self.definition.threads)}) | {
+            "mlflow.parentRunId": trial.run_id,
+            "study": self.tracker.run_id,
+            "trial": trial.run_id,
+            "trial_number": str(trial.number),
+            "repeat": str(seed),
+        }
+        name = f"trial {trial.number}, seed {seed + 1}"
+        return str(self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
+
     def _heard(self, trial: Trial, event: Event, pool: Pool, keep: int) -> None:
         message = event.message
-        reason = message.reason if isinstance(message, Failed) else ""
         if isinstance(message, Epoch):
-            trial.epochs[message.number] = message.objective
+            if not trial.scores:
+                trial.epochs[message.number] = message.objective
             if self.definition.prune != "none":
-                trial.reason = self._why_stop(trial)
+                trial.reason = "" if trial.scores else self._why_stop(trial)
                 pool.answer(event, go_on=not trial.reason)
             return
         if isinstance(message, Done):
-            trial.seconds, trial.parameters = message.seconds, message.parameters
-            trial.score = None if trial.reason else message.score
+            trial.seconds, trial.parameters = trial.seconds + message.seconds, message.parameters
+            self._seed_done(trial, message.score)
+            if len(trial.scores) < self.definition.seeds and not trial.reason:
+                self._submit(pool, trial)
+                return
+            trial.score = None if trial.reason else statistics.mean(trial.scores)
             self._finish(trial, "pruned" if trial.reason else "completed")
-        elif self.definition.oracle == "hyperband" and trial.attempts == 1:
-            trial.attempts += 1
-            self._client.set_tag(trial.run_id, "first_failure", reason)
-            self._submit(pool, trial)
-            return
-        else:
-            trial.reason = reason
+        elif isinstance(message, Failed):
+            if self.definition.oracle == "hyperband" and trial.attempts == 1:
+                trial.attempts += 1
+                self._client.set_tag(trial.run_id, "first_failure", message.reason)
+                self._submit(pool, trial)
+                return
+            trial.reason = message.reason
+            self._close_repeat(trial, "FAILED")
             self._finish(trial, "failed")
         self._tidy(keep)
+
+    def _seed_done(self, trial: Trial, score: float) -> None:
+        """Records the score of a seed, from when on it is not trained again."""
+        from mlflow.entities import RunTag
+
+        trial.scores.append(score)
+        if self.definition.seeds > 1:
+            tags = {"seed_scores": json.dumps(trial.scores), "seconds": repr(trial.seconds)}
+            self._client.log_batch(trial.run_id, tags=[RunTag(name, value) for name, value in tags.items()])
+            self._client.log_metric(trial.current, "seed_score", score)
+            self._close_repeat(trial, "FINISHED")
+
+    def _close_repeat(self, trial: Trial, status: str) -> None:
+        """Ends a child run of a trial."""
+        if trial.current != trial.run_id:
+            self._client.set_terminated(trial.current, status)
+            checkpoint.remove(RecordedRun(self.store, self.store.run(trial.current)))
+            self.store.forget_lock(trial.current)
 
     def _why_stop(self, trial: Trial) -> str:
         """Why a trial is not worth going on with, or nothing.
@@ -378,6 +436,8 @@ class Study:
         metrics |= {"parameters": trial.parameters} if trial.parameters else {}
         tags = {"status": status, "sequence_end": str(trial.end), "reason": trial.reason[:5000]}
         tags |= {"score": "" if trial.score is None else repr(trial.score), "attempts": str(trial.attempts)}
+        if trial.spread is not None:
+            metrics["score_spread"] = trial.spread
         tags |= {"seconds": repr(trial.seconds), "parameters": str(trial.parameters)}
         self._client.log_batch(
             trial.run_id,
@@ -449,6 +509,7 @@ def _recorded_trial(client: Any, run: Any) -> Trial:
         seconds=float(tags.get("seconds", 0)),
         parameters=int(tags.get("parameters", 0)),
         attempts=2 if "first_failure" in tags else 1,
+        scores=json.loads(tags.get("seed_scores", "[]")),
     )
     if trial.end is not None and run.info.status != RUN_STATUS[trial.status]:  # killed between the two
         client.set_terminated(trial.run_id, RUN_STATUS[trial.status])

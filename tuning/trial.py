@@ -94,12 +94,21 @@ class Epoch:
 
 @dataclass(frozen=True)
 class Done:
-    """A training run is over: the best objective, and what it took."""
+    """A training run is over: the best objective, and what it took.
+
+    Attributes:
+        score: Best objective.
+        epochs: How many.
+        seconds: How long.
+        parameters: Size of the model.
+        gpu_memory: Most bytes that were in use on the GPU.
+    """
 
     score: float
     epochs: int
     seconds: float
     parameters: int
+    gpu_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,8 @@ class Trainer:
         finite = [value for value in history if math.isfinite(value)]
         if not finite:
             raise UserError(f"{task.objective} was never a number")
-        return Done(best(finite), len(history), time.perf_counter() - start, run.model.count_params())
+        seconds = time.perf_counter() - start
+        return Done(best(finite), len(history), seconds, run.model.count_params(), _gpu_memory())
 
     def _go_on(self, tracker: Any, run: Any, task: Task, report: Report) -> bool:
         """Reports the epochs that there are already; returns whether more are wanted."""
@@ -281,6 +291,17 @@ def _small_enough(most: int) -> Iterator[None]:
         yield
     finally:
         keras.layers.Layer.add_weight = add_weight
+
+
+def _gpu_memory() -> int:
+    """Most bytes in use on the GPU since the last call."""
+    from loom.lazy import tf
+
+    if not tf.config.list_logical_devices("GPU"):
+        return 0
+    peak = int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
+    tf.config.experimental.reset_memory_stats("GPU:0")
+    return peak
 
 
 def recorded_name(metric: str) -> str:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection, wait
@@ -26,6 +27,8 @@ GROWTH = 1.3
 LOOK_SECONDS = 0.25
 """Between two looks at the workers' memory and time."""
 SECONDS_TO_DIE = 5.0
+GPU_CONTEXT = 2**29
+"""Bytes of a GPU's memory that a process uses before it has computed anything."""
 USABLE_MEMORY = 0.9
 """Share of the machine's memory that the workers may use together."""
 
@@ -76,6 +79,43 @@ def memory_share(workers: int) -> int:
     return int(USABLE_MEMORY * psutil.virtual_memory().total / workers)
 
 
+def gpu_with_room(gpus: Mapping[str, int], taken: Sequence[str], used: int) -> str | None:
+    """The GPU for one more worker, or None where none has room.
+
+    Args:
+        gpus: Bytes of memory of every GPU.
+        taken: GPU of every worker that there is.
+        used: Most bytes that a task has used so far, or 0 before that is known: then there is one worker on a GPU.
+    """
+
+    def left(gpu: str) -> float:
+        return USABLE_MEMORY * gpus[gpu] - taken.count(gpu) * (used + GPU_CONTEXT)
+
+    empty = [gpu for gpu in gpus if gpu not in taken]
+    if empty:
+        return empty[0]
+    gpu = max(gpus, key=left)
+    return gpu if used and left(gpu) >= used + GPU_CONTEXT else None
+
+
+def gpu_memory(numbers: Sequence[str]) -> dict[str, int]:
+    """Bytes of memory of these GPUs.
+
+    Raises:
+        UserError: There is no such GPU, or none at all.
+    """
+    command = ["nvidia-smi", "--query-gpu=index,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"--gpus {','.join(numbers)}: nvidia-smi does not tell of any GPU here: {error}") from None
+    found = {index.strip(): int(megabytes) * 2**20 for index, megabytes in (line.split(",") for line in lines)}
+    for number in numbers:
+        if number not in found:
+            raise UserError(f"--gpus {number}: there is no such GPU here, but {', '.join(found) or 'none'}")
+    return {number: found[number] for number in numbers}
+
+
 def thread_share(workers: int) -> int:
     """Threads for each of so many workers."""
     return max(1, available_cores() // workers)
@@ -88,11 +128,13 @@ class Pool:
         job: What all tasks have in common.
         size: Number of workers.
         limits: What a task may use.
-        gpus: Numbers of the GPUs that the workers share out, or none.
+        gpus: Bytes of memory of every GPU that the workers share out, by its number; none without. There is one worker
+            on each until a task has ended: then as many as its memory has room for, by the largest task so far.
     """
 
-    def __init__(self, job: Job, size: int, limits: Limits, gpus: Sequence[str] = ()) -> None:
-        self._job, self.size, self._limits, self._gpus = job, size, limits, gpus
+    def __init__(self, job: Job, size: int, limits: Limits, gpus: Mapping[str, int] | None = None) -> None:
+        self._job, self.size, self._limits, self._gpus = job, size, limits, dict(gpus or {})
+        self._gpu_memory = 0
         start_server()
         self._context = multiprocessing.get_context("forkserver")
         self._folder = TemporaryDirectory()
@@ -101,8 +143,7 @@ class Pool:
 
     def __enter__(self) -> Pool:
         """Starts the workers."""
-        while len(self._workers) < self.size:
-            self._add()
+        self._fill()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -170,6 +211,9 @@ class Pool:
                     yield event
                     continue
                 self._rest(worker)
+                if isinstance(event.message, Done):
+                    self._gpu_memory = max(self._gpu_memory, event.message.gpu_memory)
+                    self._fill()
                 yield event
                 return
         except (EOFError, OSError):
@@ -185,14 +229,14 @@ class Pool:
             worker.memory = used
         if used > GROWTH * worker.memory or not worker.process.is_alive():
             self._end(worker)
-            self._add()
+            self._fill()
 
     def _lost(self, worker: Worker, reason: str) -> Event:
         """Replaces a worker in the middle of its task."""
         assert worker.task is not None
         event = Event(worker.task, Failed(reason))
         self._end(worker)
-        self._add()
+        self._fill()
         return event
 
     def _excess(self, worker: Worker) -> str:
@@ -212,12 +256,19 @@ class Pool:
             return f"the worker died of {name}{hint}{_last_words(worker.log)}"
         return f"the worker ended with status {status}{_last_words(worker.log)}"
 
-    def _add(self) -> None:
+    def _fill(self) -> None:
+        """Starts as many workers as there is room for."""
+        while len(self._workers) < self.size:
+            taken = [worker.gpu for worker in self._workers]
+            gpu = gpu_with_room(self._gpus, taken, self._gpu_memory) if self._gpus else ""
+            if gpu is None:
+                return
+            self._add(gpu)
+
+    def _add(self, gpu: str) -> None:
         self._made += 1
         ours, theirs = self._context.Pipe()
         log = Path(self._folder.name) / f"{self._made}.log"
-        taken = [worker.gpu for worker in self._workers]
-        gpu = min(self._gpus, key=taken.count, default="")
         environment = {"CUDA_VISIBLE_DEVICES": gpu} if gpu else {}
         process = self._context.Process(target=work, args=(theirs, self._job, log, environment), daemon=True)
         process.start()

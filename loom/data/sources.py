@@ -109,17 +109,20 @@ def require_values(examples: Examples, config: TrainingConfig, columns: Sequence
 def split_examples(
     examples: Examples, config: TrainingConfig, stratify: Callable[[pd.DataFrame], np.ndarray | None]
 ) -> dict[str, pd.DataFrame]:
-    """Train, validation and test part, picked by the config's seed.
+    """Train, validation and test part, picked by the config's seed for splits.
 
     Args:
         examples: What was read.
-        config: Seed and shares.
+        config: Seeds and shares.
         stratify: Gives the class of each row, whose shares are kept equal in all parts; None where there are none.
     """
     train, test = examples.train, examples.test
+    seed = config.seed if config.split_seed == -1 else config.split_seed
     if test is None:
-        train, test = _split(train, config.test_fraction, config.seed, stratify(train), "--test-fraction")
-    train, validation = _split(train, config.validation_fraction, config.seed, stratify(train), "--validation-fraction")
+        train, test = _split(train, config.test_fraction, seed, stratify(train), "--test-fraction")
+    train, validation = _split(train, config.validation_fraction, seed, stratify(train), "--validation-fraction")
+    if config.train_fraction < 1:
+        _, train = _split(train, config.train_fraction, seed, stratify(train), "--train-fraction")
     parts = {"train": train, "validation": validation, "test": test}
     return {name: part.reset_index(drop=True) for name, part in parts.items()}
 

@@ -20,6 +20,8 @@ from loom.config import changed_fields, from_dict, to_dict
         ("learning_rate", -1.0),
         ("test_fraction", 1.0),
         ("validation_fraction", 0.0),
+        ("train_fraction", 0.0),
+        ("split_seed", -2),
         ("max_bad", 1.5),
         ("threads", -1),
         ("clip_norm", -0.1),
