@@ -256,7 +256,7 @@ def read_json(store: Store, run_id: str, name: str) -> Any:
         with tempfile.TemporaryDirectory() as folder:
             path = store.client().download_artifacts(run_id, name, folder)
             return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (mlflow.exceptions.MlflowException, OSError):
+    except (mlflow.exceptions.MlflowException, OSError, json.JSONDecodeError):  # or half of it
         raise UserError(f"run {run_id} has no {name}: it was stopped before it recorded its settings") from None
 
 

@@ -19,9 +19,9 @@ from loom.errors import UserError
 from loom.tracking import RecordedRun, Store
 from loom.train import train
 from tuning import report
-from tuning.display import Display
+from tuning.display import Display, described, shown_score
 from tuning.objective import objective_of
-from tuning.oracles import Kind
+from tuning.oracles import Kind, hyperband_trials
 from tuning.space import Space, grid_size
 from tuning.study import Definition, Study, Trial, recorded_definition, recorded_trials
 from tuning.trial import BYTES_PER_PARAMETER, Job, Question
@@ -101,6 +101,7 @@ def tune(
         with TemporaryDirectory() as folder:
             report.write(study, Path(folder))
             study.tracker.log_folder(Path(folder), "report")
+        _say_what_came_of_it(study, console)
         if best and options.final:
             result["final"] = _final(file, study, best, console)
     study.end()
@@ -122,6 +123,18 @@ def _closed_properly(file: AppFile, study: Study) -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGTERM, previous)
+
+
+def _say_what_came_of_it(study: Study, console: Console) -> None:
+    lines = [f"{len(study.trials)} trials; figures, report.html and trials.csv are on run {study.tracker.run_id}"]
+    if study.completed:
+        best = study.completed[0]
+        lines.append(f"best: trial {best.number}, {study.definition.objective} {shown_score(best)}, run {best.run_id}")
+        lines.append(f"  {described(best.settings)}")
+    else:
+        lines.append("no trial has a score; their reasons are in the report")
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _final(file: AppFile, study: Study, best: Trial, console: Console) -> dict[str, Any]:
@@ -217,7 +230,7 @@ def _count(study: Study, options: Options) -> int:
     if study.definition.oracle == "hyperband":
         if options.trials:
             raise UserError("--trials: Hyperband makes as many as its --max-epochs asks for; leave it out")
-        return 0
+        return hyperband_trials(study.space.hyperparameters, study.definition.max_epochs)
     recorded = int(study.tracker.tags().get("trials", 0))
     count = options.trials or recorded or DEFAULT_TRIALS
     if study.definition.oracle == "grid" and not (options.trials or recorded):

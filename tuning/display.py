@@ -21,7 +21,7 @@ class Display:
     Args:
         console: Where to.
         study: The study.
-        count: Number of trials it is to have, or 0 where only the oracle knows.
+        count: Number of trials it is to have.
     """
 
     def __init__(self, console: Console, study: Study, count: int) -> None:
@@ -33,7 +33,7 @@ class Display:
     def __enter__(self) -> Display:
         """Begins to show them."""
         definition = self._study.definition
-        count = f"{self._count} trials" if self._count else f"trials of up to {definition.max_epochs} epochs"
+        count = f"{self._count} trials" + (f" of up to {definition.max_epochs} epochs" if definition.max_epochs else "")
         going_on = f", {len(self._study.trials)} of them begun already" if self._study.trials else ""
         self.say(f"study {self._study.tracker.run_id}: {definition.oracle} search, {count}{going_on}")
         self.say(f"{'largest' if definition.direction == 'max' else 'smallest'} {definition.objective} wins")
@@ -54,9 +54,8 @@ class Display:
         if trial.end is None:
             return
         result = f"{study.definition.objective} {shown_score(trial)}" if trial.score is not None else trial.reason
-        of = f"/{self._count}" if self._count else ""
         self.say(
-            f"trial {trial.number}{of} {trial.status}: {result}  {described(trial.settings)}  {trial.seconds:.1f} s"
+            f"trial {trial.number}/{self._count} {trial.status}: {result}  {described(trial.settings)}  {trial.seconds:.1f} s"
         )
 
     @property
@@ -68,7 +67,7 @@ class Display:
         running = Table("trial", "epoch", study.definition.objective, "settings", title="running", title_justify="left")
         for trial in study.trials:
             if trial.end is None:
-                best = f"{study.better(trial.epochs.values()):.4f}" if trial.epochs else ""
+                best = f"{study.better(list(trial.epochs.values())):.4f}" if trial.epochs else ""
                 running.add_row(str(trial.number), str(len(trial.epochs)), best, described(trial.settings))
         best_ones = Table("trial", study.definition.objective, "settings", title="best", title_justify="left")
         for trial in study.completed[:BEST_SHOWN]:
@@ -77,10 +76,10 @@ class Display:
 
     def _summary(self) -> str:
         failed = sum(trial.status == "failed" for trial in self._study.trials)
-        parts = [f"{self._ended} of {self._count} trials ended" if self._count else f"{self._ended} trials ended"]
+        parts = [f"{self._ended} of {self._count} trials ended"]
         parts += [f"{failed} failed"] if failed else []
         done = self._ended - self._before
-        if self._count and done:
+        if done:
             left = (time.monotonic() - self._began) / done * (self._count - self._ended)
             parts.append(f"about {left / 60:.0f} min left" if left > 90 else f"about {left:.0f} s left")
         return ", ".join(parts)

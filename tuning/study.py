@@ -103,6 +103,8 @@ class Trial:
         attempts: How often it was started anew after a failure.
         scores: Best objective of every seed that is done.
         current: Run of the seed that is being trained; that of the first is the trial's own.
+        reached: Seed and epoch that have been trained last.
+        died_at: Where it was when its worker was killed last.
     """
 
     number: int
@@ -121,6 +123,8 @@ class Trial:
     attempts: int = 1
     scores: list[float] = field(default_factory=list)
     current: str = ""
+    reached: tuple[int, int] = (0, -1)
+    died_at: tuple[int, int] = (0, -2)
 
     @property
     def spread(self) -> float | None:
@@ -210,7 +214,7 @@ class Study:
 
         Args:
             pool: The workers.
-            count: Number of trials; 0 for all that the oracle wants.
+            count: Number of trials; fewer, if the oracle has no more.
             keep: Of how many of the best trials the checkpoints stay.
             watcher: Shows what happens.
         """
@@ -223,7 +227,7 @@ class Study:
                     self._client.update_run(trial.run_id, status="RUNNING")
                     self._client.update_run(self._current(trial), status="RUNNING")
                 else:
-                    proposal = "done" if count and len(self.trials) >= count else self.oracle.propose()
+                    proposal = "done" if len(self.trials) >= count else self.oracle.propose()
                     done = proposal == "done"
                     if isinstance(proposal, str):
                         break
@@ -359,6 +363,7 @@ class Study:
     def _heard(self, trial: Trial, event: Event, pool: Pool, keep: int) -> None:
         message = event.message
         if isinstance(message, Epoch):
+            trial.reached = max(trial.reached, (len(trial.scores), message.number))
             if not trial.scores:
                 trial.epochs[message.number] = message.objective
             if self.definition.prune != "none":
@@ -374,6 +379,10 @@ class Study:
             trial.score = None if trial.reason else statistics.mean(trial.scores)
             self._finish(trial, "pruned" if trial.reason else "completed")
         elif isinstance(message, Failed):
+            if message.was_killed and trial.reached > trial.died_at:  # it goes on, as long as it gets on
+                trial.died_at = trial.reached
+                self._submit(pool, trial)
+                return
             if self.definition.oracle == "hyperband" and trial.attempts == 1:
                 trial.attempts += 1
                 self._client.set_tag(trial.run_id, "first_failure", message.reason)

@@ -113,9 +113,15 @@ class Done:
 
 @dataclass(frozen=True)
 class Failed:
-    """A training run came to nothing."""
+    """A training run came to nothing.
+
+    Attributes:
+        reason: Why.
+        was_killed: Whether its process was killed from outside, which says nothing about the run.
+    """
 
     reason: str
+    was_killed: bool = False
 
 
 def work(connection: Connection, job: Job, log: Path, environment: Mapping[str, str]) -> None:

@@ -219,7 +219,7 @@ class Pool:
         except (EOFError, OSError):
             worker.process.join(SECONDS_TO_DIE)
         if not worker.process.is_alive():
-            yield self._lost(worker, self._death(worker))
+            yield self._lost(worker, self._death(worker), worker.process.exitcode == -signal.SIGKILL)
 
     def _rest(self, worker: Worker) -> None:
         """Keeps a worker for the next task, unless it has grown."""
@@ -231,10 +231,10 @@ class Pool:
             self._end(worker)
             self._fill()
 
-    def _lost(self, worker: Worker, reason: str) -> Event:
+    def _lost(self, worker: Worker, reason: str, was_killed: bool = False) -> Event:
         """Replaces a worker in the middle of its task."""
         assert worker.task is not None
-        event = Event(worker.task, Failed(reason))
+        event = Event(worker.task, Failed(reason, was_killed))
         self._end(worker)
         self._fill()
         return event

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import random
-import signal
-import sqlite3
+import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -156,58 +156,58 @@ def test_a_study_of_another_application_is_refused(searched: tuple[Path, dict[st
 
 
 def studies(folder: Path) -> list[str]:
-    """Studies in the store, read without MLflow's imports; none while the store is being made."""
-    try:
-        database = sqlite3.connect(f"file:{folder}/mlruns/mlflow.db?mode=ro", uri=True)
-        rows = database.execute("select run_uuid from tags where key = 'kind' and value = 'study'")
-        return [row[0] for row in rows]
-    except sqlite3.OperationalError:
-        return []
+    """Studies whose definition is recorded, found without MLflow's imports."""
+    return [path.parts[-3] for path in folder.glob("mlruns/artifacts/*/*/artifacts/study.json")]
 
 
-def search_and_kill(folder: Path, arguments: list[str], whom: str, seconds: float) -> bool:
-    """Search, and kill the coordinator, its workers or both some time after the study's start; whether it had to be."""
-    command = [sys.executable, "-m", "loom", "tune", TOY, "--no-final", *arguments]
-    before = len(studies(folder))
-    with subprocess.Popen(
-        command, cwd=folder, env=clean_environment(), stdout=subprocess.DEVNULL, start_new_session=True
-    ) as process:
-        while len(studies(folder)) == before and not before and process.poll() is None:
-            time.sleep(0.05)
-        try:
-            process.wait(timeout=seconds)
-            return False
-        except subprocess.TimeoutExpired:
-            everyone = psutil.Process(process.pid).children(recursive=True)
-            if whom != "coordinator":
-                busy = [each for each in everyone if each.is_running() and each.memory_info().rss > 2**27]
-                for each in busy[-1:]:
-                    each.kill()
-            if whom == "worker":
-                process.wait()
-                return False
-            process.send_signal(signal.SIGKILL)
-        process.wait()
-    return True
+class Disturbed:
+    """A study whose coordinator, workers, or both are killed at random moments, and which is resumed each time."""
+
+    def __init__(self, folder: Path, arguments: list[str], seed: int) -> None:
+        self.folder, self._arguments, self._random = folder, arguments, random.Random(seed)
+        self._process = self._started()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        what = ["--resume", *found] if (found := studies(self.folder)) else self._arguments
+        command = [sys.executable, "-m", "loom", "tune", TOY, "--no-final", *what]
+        environment, log = clean_environment(), (self.folder / "log").open("ab")
+        with log:
+            return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
+
+    def kill(self, whom: str) -> bool:
+        """Kills at a random moment; returns whether there was anyone to kill."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=self._random.uniform(0.5, 12))
+            raise AssertionError(f"the study is over already: {(self.folder / 'log').read_text('utf-8')}")
+        found = 0
+        if whom != "coordinator":
+            for process in psutil.Process(self._process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    if process.ppid() != self._process.pid:  # the server's children, not the server
+                        process.kill()
+                        found += 1
+        if whom == "worker":
+            return found > 0
+        self._process.kill()
+        self._process.wait()
+        self._process = self._started()
+        return True
+
+    def finished(self) -> str:
+        """Waits for the end; returns the study's run."""
+        status = self._process.wait()
+        assert status == 0, (self.folder / "log").read_text("utf-8")
+        (study,) = studies(self.folder)
+        return study
 
 
-def killed_and_resumed(folder: Path, arguments: list[str], kills: int, seed: int) -> str:
+def disturbed(folder: Path, arguments: list[str], kills: int) -> str:
     """A study that was killed so often; returns its run."""
-    generator, killed = random.Random(seed), 0
-    while killed < kills:
-        found = studies(folder)
-        resume = ["--resume", found[-1]] if found else arguments
-        start = 7.0 if found else 2.0
-        whom = ("coordinator", "both", "coordinator")[killed % 3]
-        if not search_and_kill(folder, resume, whom, start + generator.uniform(0, 4)):
-            break
-        killed += 1
-    assert killed, "the study was over before it was killed"
-    (study,) = studies(folder)
-    if client(folder).get_run(study).info.status != "FINISHED":
-        outcome = tune(folder, "--resume", study)
-        assert outcome.status == 0, outcome.errors
-    return study
+    folder.mkdir()
+    study, done = Disturbed(folder, arguments, seed=kills), 0
+    while done < kills:
+        done += study.kill(("coordinator", "worker", "both")[done % 3])
+    return study.finished()
 
 
 ORACLES = {
@@ -219,16 +219,90 @@ ORACLES = {
 
 
 @pytest.mark.parametrize(
-    ("oracle", "kills"),
-    [("bayesian", 3), *(pytest.param(oracle, 20, marks=pytest.mark.slow) for oracle in ORACLES)],
+    ("oracle", "kills", "pause"),
+    [("bayesian", 3, 0.6), *(pytest.param(oracle, 20, 2, marks=pytest.mark.slow) for oracle in ORACLES)],
 )
-def test_a_killed_study_makes_the_trials_of_one_never_killed(tmp_path: Path, oracle: str, kills: int) -> None:
-    arguments = ["--oracle", oracle, *ORACLES[oracle], "--pause", "0.3"]
+def test_a_killed_study_makes_the_trials_of_one_never_killed(
+    tmp_path: Path, oracle: str, kills: int, pause: float
+) -> None:
+    arguments = ["--oracle", oracle, *ORACLES[oracle]]
     (tmp_path / "whole").mkdir()
     whole = tune(tmp_path / "whole", *arguments)
     assert whole.status == 0, whole.errors
-    (tmp_path / "killed").mkdir()
-    study = killed_and_resumed(tmp_path / "killed", arguments, kills, seed=kills)
+    study = disturbed(tmp_path / "killed", [*arguments, "--pause", str(pause)], kills)
     expected = outcomes(tmp_path / "whole", whole.result["study"])
     assert len(expected) == (23 if oracle == "hyperband" else 12)
     assert outcomes(tmp_path / "killed", study) == expected
+
+
+@pytest.mark.slow
+def test_with_several_workers_no_trial_is_lost_and_none_is_there_twice(tmp_path: Path) -> None:
+    study = disturbed(tmp_path / "killed", ["--trials", "16", "--workers", "3", "--pause", "2"], 10)
+    runs = children(tmp_path / "killed", study)
+    assert [run.data.tags["trial_number"] for run in runs] == [str(number) for number in range(1, 17)]
+    assert len({run.data.tags["hyperparameters"] for run in runs}) == 16
+    assert {run.data.tags["status"] for run in runs} == {"completed"}
+    sequence = [int(run.data.tags[f"sequence_{end}"]) for run in runs for end in ("start", "end")]
+    assert sorted(sequence) == list(range(32))
+    for run in runs:
+        steps = [metric.step for metric in client(tmp_path / "killed").get_metric_history(run.info.run_id, "val_loss")]
+        assert steps == [0, 1, 2]
+
+
+def test_seeds_are_averaged(tmp_path: Path) -> None:
+    outcome = tune(tmp_path, "--trials", "2", "--seeds", "3", "--workers", "2")
+    assert outcome.status == 0, outcome.errors
+    for trial in children(tmp_path, outcome.result["study"]):
+        scores = json.loads(trial.data.tags["seed_scores"])
+        assert len(set(scores)) == 3
+        assert float(trial.data.tags["score"]) == pytest.approx(statistics.mean(scores))
+        assert trial.data.metrics["score_spread"] == pytest.approx(statistics.stdev(scores))
+        repeats = client(tmp_path).search_runs(["1"], f"tags.trial = '{trial.info.run_id}'")
+        assert sorted(run.data.params["seed"] for run in repeats) == ["1", "2"]
+        assert {run.data.tags["mlflow.parentRunId"] for run in repeats} == {trial.info.run_id}
+        for run in repeats:
+            (config,) = tmp_path.glob(f"mlruns/artifacts/*/{run.info.run_id}/artifacts/config.json")
+            assert json.loads(config.read_text("utf-8"))["split_seed"] == 0
+
+
+def test_trials_that_are_clearly_worse_are_pruned(tmp_path: Path) -> None:
+    rates = ",".join(["0.1", "0.09", "0.08", "0.07", "0.06", "0.05", "0.000001"])
+    varied = ("--space", f"learning_rate={rates}", "--units", "8", "--activation", "tanh")
+    outcome = tune(tmp_path, "--oracle", "grid", "--prune", "median", "--epochs", "6", *varied)
+    assert outcome.status == 0, outcome.errors
+    runs = {run.data.params["learning_rate"]: run for run in children(tmp_path, outcome.result["study"])}
+    slow = runs.pop("1e-06")
+    assert (slow.data.tags["status"], slow.info.status) == ("pruned", "KILLED")
+    assert "while the median of the others was" in slow.data.tags["reason"]
+    assert len(client(tmp_path).get_metric_history(slow.info.run_id, "val_loss")) == 1
+    assert {run.data.tags["status"] for run in runs.values()} == {"completed"}
+
+
+def test_another_study_can_start_from_what_one_has_found(searched: tuple[Path, dict[str, Any]]) -> None:
+    folder, result = searched
+    wider = ("--space", "units=2..128:log", "--oracle", "bayesian", "--trials", "2")
+    outcome = tune(folder, "--warm-start", result["study"], *wider)
+    assert outcome.status == 0, outcome.errors
+    assert len(children(folder, outcome.result["study"])) == 2
+    (path,) = folder.glob(f"mlruns/artifacts/*/{outcome.result['study']}/artifacts/study.json")
+    assert len(json.loads(path.read_text("utf-8"))["known"]) == len(children(folder, result["study"]))
+    narrow = tune(folder, "--warm-start", result["study"], "--space", "units=500..600", "--trials", "2")
+    assert narrow.status == 2
+    assert "none of its finished trials lies in this search space" in narrow.errors
+
+
+def test_the_best_configuration_is_trained_as_a_full_run_that_alone_is_tested(tmp_path: Path) -> None:
+    outcome = loom("tune", TOY, "--trials", "3", "--json", cwd=tmp_path)
+    assert outcome.status == 0, outcome.errors
+    final = client(tmp_path).get_run(outcome.result["final"]["run_id"])
+    assert final.data.tags["kind"] == "train"
+    assert final.data.tags["study"] == outcome.result["study"]
+    assert final.data.tags["trial"] == outcome.result["best"]["run_id"]
+    assert {name for name in final.data.metrics if name.startswith("test_")} >= {"test_loss", "test_accuracy"}
+    for name, value in outcome.result["best"]["settings"].items():
+        assert final.data.params[name] == str(value)
+    history = client(tmp_path).get_metric_history(final.info.run_id, "val_loss")
+    assert min(metric.value for metric in history) == pytest.approx(outcome.result["best"]["score"], rel=1e-5)
+    (report,) = tmp_path.glob(f"mlruns/artifacts/*/{outcome.result['study']}/artifacts/report")
+    names = {"report.html", "trials.csv", "best_so_far.png", "cost.png", "parallel_coordinates.png"}
+    assert {path.name for path in report.iterdir()} == names
