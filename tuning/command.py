@@ -22,8 +22,9 @@ from tuning import report
 from tuning.display import Display, described, shown_score
 from tuning.objective import objective_of
 from tuning.oracles import Kind, hyperband_trials
+from tuning.record import Definition, Trial, recorded_definition, recorded_trials
 from tuning.space import Space, grid_size
-from tuning.study import Definition, Study, Trial, recorded_definition, recorded_trials
+from tuning.study import Study
 from tuning.trial import BYTES_PER_PARAMETER, Job, Question
 from tuning.workers import Limits, Pool, gpu_memory, memory_share, thread_share
 
@@ -99,7 +100,7 @@ def tune(
     }
     with _closed_properly(file, study):
         with TemporaryDirectory() as folder:
-            report.write(study, Path(folder))
+            result["importance"] = report.write(study, Path(folder))
             study.tracker.log_folder(Path(folder), "report")
         _say_what_came_of_it(study, console)
         if best and options.final:
@@ -158,26 +159,31 @@ def _check(options: Options) -> None:
         raise UserError(f"--workers {options.workers}: must be at least 1")
     if options.trials < 0:
         raise UserError(f"--trials {options.trials}: must be at least 1")
-    if options.oracle == "hyperband" and not options.resume and options.max_epochs < 2:
-        raise UserError(
-            "--oracle hyperband: needs --max-epochs, the epochs of a trial that is never stopped, at least 2"
-        )
-    if options.oracle == "hyperband" and options.trials:
-        raise UserError("--trials: Hyperband makes as many as --max-epochs asks for; leave it out")
-    if options.oracle != "hyperband" and options.max_epochs:
-        raise UserError("--max-epochs: is for --oracle hyperband; --epochs sets the epochs of every trial")
-    if options.oracle == "hyperband" and options.prune != "none":
-        raise UserError(f"--prune {options.prune}: Hyperband stops trials itself; leave it out")
     if options.seeds < 1:
         raise UserError(f"--seeds {options.seeds}: must be at least 1")
-    if options.oracle == "hyperband" and options.seeds > 1:
-        raise UserError("--seeds: Hyperband goes on with the training of a trial, which has one seed; leave it out")
     if options.trial_timeout < 0 or options.trial_memory < 0:
         raise UserError("--trial-timeout and --trial-memory must not be negative")
     if options.warm_start and options.oracle not in ("random", "bayesian"):
         raise UserError(
             f"--warm-start: {options.oracle} search cannot use trials of another study; random and bayesian can"
         )
+    if options.oracle == "hyperband":
+        _check_hyperband(options)
+    elif options.max_epochs:
+        raise UserError("--max-epochs: is for --oracle hyperband; --epochs sets the epochs of every trial")
+
+
+def _check_hyperband(options: Options) -> None:
+    if options.max_epochs < 2:
+        raise UserError(
+            "--oracle hyperband: needs --max-epochs, the epochs of a trial that is never stopped, at least 2"
+        )
+    if options.trials:
+        raise UserError("--trials: Hyperband makes as many as --max-epochs asks for; leave it out")
+    if options.prune != "none":
+        raise UserError(f"--prune {options.prune}: Hyperband stops trials itself; leave it out")
+    if options.seeds > 1:
+        raise UserError("--seeds: Hyperband goes on with the training of a trial, which has one seed; leave it out")
 
 
 def _new(app: App, store: Store, config: TrainingConfig, pinned: Sequence[str], options: Options, pool: Pool) -> Study:

@@ -22,8 +22,8 @@ from loom.report import new_figure
 from loom.tracking import RecordedRun, Store, Tracker, run_tags
 from tuning.display import described
 from tuning.objective import objective_of
+from tuning.record import log_settings
 from tuning.space import typed_values
-from tuning.study import log_settings
 from tuning.trial import BYTES_PER_PARAMETER, Done, Epoch, Failed, Job, Question, Task
 from tuning.workers import Limits, Pool, memory_share, thread_share
 
@@ -154,7 +154,7 @@ class _Comparison:
         """Trains all of them, seed by seed."""
         waiting = [(seed, variant) for seed in range(config.seed, config.seed + seeds) for variant in variants]
         count, ended = len(waiting), 0
-        running = self._running
+        running, again = self._running, list[Task]()
         while waiting or running:
             while waiting and pool.is_free:
                 seed, variant = waiting.pop(0)
@@ -163,6 +163,10 @@ class _Comparison:
                 pool.submit(task)
             for event in pool.events():
                 if isinstance(event.message, Epoch) or not isinstance(event.task, Task):
+                    continue
+                if isinstance(event.message, Failed) and event.message.was_killed and event.task not in again:
+                    again.append(event.task)
+                    pool.submit(event.task)  # it goes on from its last epoch
                     continue
                 seed, variant = running.pop(event.task.run_id)
                 ended += 1

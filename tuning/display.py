@@ -10,7 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 
-from tuning.study import Study, Trial
+from tuning.record import Trial
+from tuning.study import Study
 
 BEST_SHOWN = 5
 
@@ -54,9 +55,8 @@ class Display:
         if trial.end is None:
             return
         result = f"{study.definition.objective} {shown_score(trial)}" if trial.score is not None else trial.reason
-        self.say(
-            f"trial {trial.number}/{self._count} {trial.status}: {result}  {described(trial.settings)}  {trial.seconds:.1f} s"
-        )
+        what = f"trial {trial.number}/{self._count} {trial.status}: {result}"
+        self.say(f"{what}  {described(trial.settings)}  {trial.seconds:.1f} s")
 
     @property
     def _ended(self) -> int:

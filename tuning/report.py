@@ -27,8 +27,8 @@ FOLDS, TREES, SHUFFLES = 5, 200, 10
 BEST_SHOWN = 10
 
 
-def write(study: Study, folder: Path) -> None:
-    """Writes figures, `trials.csv` and `report.html`."""
+def write(study: Study, folder: Path) -> dict[str, float]:
+    """Writes figures, `trials.csv` and `report.html`; returns the importance of each hyperparameter."""
     figures = {"best_so_far": best_so_far(study)}
     if study.completed:
         figures["cost"] = cost(study)
@@ -41,6 +41,7 @@ def write(study: Study, folder: Path) -> None:
     (folder / "trials.csv").write_text(table(study), encoding="utf-8")
     images = {name: (folder / f"{name}.png").read_bytes() for name in figures}
     (folder / "report.html").write_text(page(study, shares, images), encoding="utf-8")
+    return shares
 
 
 def best_so_far(study: Study) -> Figure:

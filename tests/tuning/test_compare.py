@@ -38,7 +38,9 @@ def test_every_variant_is_trained_with_every_seed(compared: tuple[Path, Outcome]
     for run in runs:
         fine = run.data.params["trouble"] == "none"
         assert run.data.tags["mlflow.parentRunId"] == outcome.result["comparison"]
-        assert (run.info.status, run.data.tags["status"]) == (("FINISHED", "completed") if fine else ("FAILED", "failed"))
+        assert (run.info.status, run.data.tags["status"]) == (
+            ("FINISHED", "completed") if fine else ("FAILED", "failed")
+        )
         assert ("reason" in run.data.tags) == (not fine)
         assert not any(name.startswith("test_") for name in run.data.metrics)
     assert client(folder).get_run(outcome.result["comparison"]).info.status == "FINISHED"

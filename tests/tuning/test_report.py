@@ -14,8 +14,8 @@ from support import ROOT
 
 from loom.app import load_app, locate_app
 from tuning import report
+from tuning.record import Trial
 from tuning.space import Space
-from tuning.study import Trial
 
 APP = load_app(locate_app(str(ROOT / "tests" / "helpers" / "toy.py")))
 

@@ -26,7 +26,9 @@ def test_parts_are_disjoint_stratified_and_whole() -> None:
 
 
 def test_a_seed_of_its_own_holds_the_split_still() -> None:
-    first, second, held = (split(config) for config in (TrainingConfig(), TrainingConfig(seed=1), TrainingConfig(seed=1, split_seed=0)))
+    first, second, held = (
+        split(config) for config in (TrainingConfig(), TrainingConfig(seed=1), TrainingConfig(seed=1, split_seed=0))
+    )
     assert not first["test"].equals(second["test"])
     for name, part in first.items():
         assert part.equals(held[name])
