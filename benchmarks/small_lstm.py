@@ -1,14 +1,18 @@
 """Small LSTM: an application as small as a search needs it to be measured; data of 40 steps with 16 features."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
-from keras_tuner import HyperParameters
 
 from loom import App, Data, Field, Spec, Split, TrainingConfig, main
 from loom.lazy import keras
+
+if TYPE_CHECKING:
+    from keras_tuner import HyperParameters
 
 EXAMPLES, STEPS, FEATURES, EPOCHS = 1600, 40, 16, 2
 

@@ -67,7 +67,7 @@ def _search(trials: int) -> list[str]:
 def _seconds(command: list[str]) -> float:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        subprocess.run(command, cwd=folder, check=True, capture_output=True)
+        subprocess.run(command, cwd=folder, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - start
 
 
@@ -126,7 +126,11 @@ def _with_keras_tuner(trials: int) -> None:
         model.compile(keras.optimizers.Adam(settings["learning_rate"]), "binary_crossentropy", metrics=["accuracy"])
         return model
 
-    tuner = keras_tuner.RandomSearch(build, objective="val_accuracy", max_trials=trials, seed=1, directory="search")
+    class Search(keras_tuner.RandomSearch):
+        def _configure_tensorboard_dir(self, *args: Any) -> None:
+            """It needs tensorboard, which KerasTuner does not declare, also where no callback is TensorBoard's."""
+
+    tuner = Search(build, objective="val_accuracy", max_trials=trials, seed=1, directory="search")
     inputs, targets = parts["train"]
     tuner.search(inputs, targets, validation_data=parts["validation"], epochs=small_lstm.EPOCHS, verbose=0)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import re
 import sys
@@ -47,7 +48,9 @@ def main(app: App | Sequence[str] | None = None) -> NoReturn:
     arguments = list(app) if app is not None and not isinstance(app, App) else sys.argv[1:]
     if isinstance(app, App):
         arguments = ["train", str(Path(sys.argv[0])), *arguments]
-    sys.exit(run(arguments))
+    status = run(arguments)
+    gc.freeze()  # or the interpreter would look for garbage among all that was imported before it ends
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:

@@ -62,11 +62,15 @@ def compare(
 
 
 def _prepare_search() -> None:
-    """Start the server that workers are forked from, which imports beside this process."""
+    """Start the server that workers are forked from, which imports TensorFlow beside this process.
+
+    This process computes nothing, and is spared TensorFlow: KerasTuner is content with Keras on NumPy.
+    """
     from loom.lazy import load
     from tuning.workers import start_server
 
     start_server()
+    os.environ["KERAS_BACKEND"] = "numpy"
     load("keras_tuner")
 
 

@@ -17,9 +17,9 @@ from loom.app import App, AppFile, load_app
 from loom.config import TrainingConfig, flag, from_dict, to_dict
 from loom.errors import UserError
 from loom.tracking import RecordedRun, Store
-from loom.train import train
 from tuning import report
 from tuning.display import Display, described, shown_score
+from tuning.final import train_apart
 from tuning.objective import objective_of
 from tuning.oracles import Kind, hyperband_trials
 from tuning.record import Definition, Trial, recorded_definition, recorded_trials
@@ -76,16 +76,18 @@ def tune(
     _check(options)
     app, store = load_app(file), Store()
     store.check_writable()
+    definition = None if options.resume else _definition(app, config, pinned, options)
     study = Study.reopen(app, store, options.resume) if options.resume else None
     count = _count(study, options) if study else 0
+    store.client()  # imports MLflow while the server, which workers are forked from, imports TensorFlow
     memory = int(options.trial_memory * 2**30) or memory_share(options.workers)
     asks = (study.definition.prune if study else options.prune) != "none"
     limits, gpus = Limits(options.trial_timeout, memory), gpu_memory(options.gpus) if options.gpus else {}
     job = Job(file, options.max_parameters or memory // BYTES_PER_PARAMETER, asks)
     with Pool(job, options.workers, limits, gpus) as pool:
         if study is None:
-            assert config is not None
-            study = _new(app, store, config, pinned, options, pool)
+            assert definition is not None
+            study = _started(app, store, definition, options, pool)
             count = _count(study, options)
         with _closed_properly(file, study), Display(console, study, count) as display:
             study.tracker.restart()
@@ -148,7 +150,7 @@ def _final(file: AppFile, study: Study, best: Trial, console: Console) -> dict[s
         return {"run_id": begun[0].info.run_id, "metrics": begun[0].data.metrics}
     resume = begun[0].info.run_id if begun else ""
     console.print("the best configuration, trained as a full run:", highlight=False)
-    return train(file, config, console, time.perf_counter(), resume, tags)
+    return train_apart(file, config, console, resume, tags)
 
 
 def _check(options: Options) -> None:
@@ -186,22 +188,19 @@ def _check_hyperband(options: Options) -> None:
         raise UserError("--seeds: Hyperband goes on with the training of a trial, which has one seed; leave it out")
 
 
-def _new(app: App, store: Store, config: TrainingConfig, pinned: Sequence[str], options: Options, pool: Pool) -> Study:
+def _definition(app: App, config: TrainingConfig | None, pinned: Sequence[str], options: Options) -> Definition:
+    """What a new study is, but for its objective."""
+    assert config is not None
     if config.split_seed == -1:  # other seeds must not let the search see test examples
         config = replace(config, split_seed=config.seed)
     space = Space(app, config, options.space, pinned)
     if options.oracle == "hyperband" and "epochs" in space.varied:
         raise UserError("--space epochs: Hyperband sets the epochs itself; leave it out")
-    objective, direction = objective_of(
-        app,
-        pool.ask(Question({**to_dict(config), "threads": config.threads or thread_share(options.workers)})),
-        options,
-    )
-    definition = Definition(
+    return Definition(
         app=app.name,
         oracle=options.oracle,
-        objective=objective,
-        direction=direction,
+        objective=options.objective,
+        direction="min",
         seed=config.seed,
         config=to_dict(config),
         threads=config.threads or thread_share(options.workers),
@@ -211,8 +210,17 @@ def _new(app: App, store: Store, config: TrainingConfig, pinned: Sequence[str], 
         space=space.to_json(),
         max_epochs=options.max_epochs,
         seeds=options.seeds,
-        known=_known(app, store, space, objective, options.warm_start) if options.warm_start else [],
     )
+
+
+def _started(app: App, store: Store, definition: Definition, options: Options, pool: Pool) -> Study:
+    """A new study, once a worker has found its objective among the metrics."""
+    names = pool.ask(Question({**definition.config, "threads": definition.threads}))
+    objective, direction = objective_of(app, names, options)
+    definition = replace(definition, objective=objective, direction=direction)
+    if options.warm_start:
+        space = Space(app, from_dict(app.config, definition.config), definition.changes, definition.pinned)
+        definition = replace(definition, known=_known(app, store, space, objective, options.warm_start))
     return Study.create(app, store, definition)
 
 

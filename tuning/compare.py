@@ -83,6 +83,7 @@ def compare(
     app, store = load_app(file), Store()
     store.check_writable()
     variants = _variants(config, options, given)
+    store.client()  # imports MLflow while the server, which workers are forked from, imports TensorFlow
     memory = memory_share(options.workers)
     with Pool(Job(file, memory // BYTES_PER_PARAMETER), options.workers, Limits(0, memory)) as pool:
         config = replace(config, threads=config.threads or thread_share(options.workers))

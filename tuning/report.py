@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FEWEST_FOR_IMPORTANCE = 10
 """Completed trials; a forest on fewer says nothing."""
-FOLDS, TREES, SHUFFLES = 5, 200, 10
+FOLDS, TREES, SHUFFLES = 5, 100, 5
 BEST_SHOWN = 10
 
 

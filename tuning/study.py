@@ -67,6 +67,7 @@ class Study:
         self.trials = list(trials)
         self._client = store.client()
         self._tidied: set[str] = set()
+        self._to_close: list[Trial] = []
         if self.space.to_json() != definition.space:
             raise UserError(
                 f"study {tracker.run_id}: the search space of {app.name} has changed since; "
@@ -142,12 +143,13 @@ class Study:
                     trial = self._begin(proposal)
                 self._submit(pool, trial)
                 watcher.changed(self, trial)
+            self._close(keep)  # now that the workers are busy again
             if done and not pool.running:
                 return
             for event in pool.events():
                 assert isinstance(event.task, Task)
                 trial = self._by_run(event.task.run_id)
-                self._heard(trial, event, pool, keep)
+                self._heard(trial, event, pool)
                 watcher.changed(self, trial)
 
     def end(self, status: str = "FINISHED", reason: str = "") -> None:
@@ -268,7 +270,7 @@ class Study:
         name = f"trial {trial.number}, seed {seed + 1}"
         return str(self._client.create_run(self._experiment, run_name=name, tags=tags).info.run_id)
 
-    def _heard(self, trial: Trial, event: Event, pool: Pool, keep: int) -> None:
+    def _heard(self, trial: Trial, event: Event, pool: Pool) -> None:
         message = event.message
         if isinstance(message, Epoch):
             trial.reached = max(trial.reached, (len(trial.scores), message.number))
@@ -299,7 +301,6 @@ class Study:
             trial.reason = message.reason
             self._close_repeat(trial, "FAILED")
             self._finish(trial, "failed")
-        self._tidy(keep)
 
     def _seed_done(self, trial: Trial, score: float) -> None:
         """Records the score of a seed, from when on it is not trained again."""
@@ -362,8 +363,16 @@ class Study:
             tags=[RunTag(name, value) for name, value in tags.items()],
         )
         self.oracle.tell(trial.oracle_id, trial.score)
-        self._client.set_terminated(trial.run_id, RUN_STATUS[status])
-        self.store.forget_lock(trial.run_id)
+        self._to_close.append(trial)
+
+    def _close(self, keep: int) -> None:
+        """Closes the runs of trials that have ended, and tidies up."""
+        for trial in self._to_close:
+            self._client.set_terminated(trial.run_id, RUN_STATUS[trial.status])
+            self.store.forget_lock(trial.run_id)
+        if self._to_close:
+            self._to_close.clear()
+            self._tidy(keep)
 
     def _tidy(self, keep: int) -> None:
         """Deletes the checkpoints that nothing will go on from."""

@@ -23,7 +23,7 @@ from loom.errors import UserError
 from tuning.trial import Done, Epoch, Failed, Job, Names, Question, Task, work
 
 GROWTH = 1.3
-"""A worker is replaced when it uses so many times the memory it used after its first task."""
+"""A worker is replaced when it has so many times the memory of its own that it had after its first task."""
 LOOK_SECONDS = 0.25
 """Between two looks at the workers' memory and time."""
 SECONDS_TO_DIE = 5.0
@@ -57,7 +57,7 @@ class Worker:
     task: Task | Question | None = None
     started: float = 0.0
     memory: int = 0
-    """Bytes used after the first task."""
+    """Bytes of its own after the first task."""
 
 
 @dataclass(frozen=True)
@@ -210,10 +210,9 @@ class Pool:
                 if isinstance(event.message, Epoch):
                     yield event
                     continue
-                self._rest(worker)
+                worker.task = None
                 if isinstance(event.message, Done):
-                    self._gpu_memory = max(self._gpu_memory, event.message.gpu_memory)
-                    self._fill()
+                    self._rest(worker, event.message)
                 yield event
                 return
         except (EOFError, OSError):
@@ -221,15 +220,14 @@ class Pool:
         if not worker.process.is_alive():
             yield self._lost(worker, self._death(worker), worker.process.exitcode == -signal.SIGKILL)
 
-    def _rest(self, worker: Worker) -> None:
+    def _rest(self, worker: Worker, done: Done) -> None:
         """Keeps a worker for the next task, unless it has grown."""
-        worker.task = None
-        used = _memory(worker)
-        if not worker.memory:
-            worker.memory = used
-        if used > GROWTH * worker.memory or not worker.process.is_alive():
+        used = _own_memory(worker)
+        worker.memory = worker.memory or used
+        if used > GROWTH * worker.memory:
             self._end(worker)
-            self._fill()
+        self._gpu_memory = max(self._gpu_memory, done.gpu_memory)
+        self._fill()
 
     def _lost(self, worker: Worker, reason: str, was_killed: bool = False) -> Event:
         """Replaces a worker in the middle of its task."""
@@ -286,6 +284,14 @@ class Pool:
 def _send(worker: Worker, message: Any) -> None:
     with contextlib.suppress(OSError):  # it is gone, which `events` will find out
         worker.connection.send(message)
+
+
+def _own_memory(worker: Worker) -> int:
+    """Memory that a worker does not share with the server, as nearly everything that it has imported."""
+    try:
+        return int(psutil.Process(worker.process.pid).memory_full_info().uss)
+    except psutil.Error:
+        return 0
 
 
 def _memory(worker: Worker) -> int:

@@ -1,15 +1,27 @@
 """What differs between backends: one module per backend, each with the same functions."""
 
 from importlib import import_module
+from typing import Any
 
 import keras
 
 SUPPORTED_BACKENDS = ("tensorflow", "jax")
 
-if keras.backend.backend() not in SUPPORTED_BACKENDS:
-    raise ImportError(f"layers run on the backends {SUPPORTED_BACKENDS}, got KERAS_BACKEND={keras.backend.backend()!r}")
 
-_kernels = import_module(f"{__name__}.{keras.backend.backend()}")
+class _Unsupported:
+    """Lets the layers be imported on another backend, where nothing is computed; what needs a backend fails."""
+
+    def __getattr__(self, name: str) -> Any:
+        def fail(*args: Any, **options: Any) -> None:
+            backend = keras.backend.backend()
+            raise ImportError(f"layers run on the backends {SUPPORTED_BACKENDS}, got KERAS_BACKEND={backend!r}")
+
+        return fail
+
+
+_kernels: Any = _Unsupported()
+if keras.backend.backend() in SUPPORTED_BACKENDS:
+    _kernels = import_module(f"{__name__}.{keras.backend.backend()}")
 compiled, parts = _kernels.compiled, _kernels.parts
 fused_attention = _kernels.fused_attention
 padded_length, prefers_blocks, uniform = _kernels.padded_length, _kernels.prefers_blocks, _kernels.uniform

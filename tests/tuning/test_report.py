@@ -88,12 +88,13 @@ def test_the_table_has_every_trial() -> None:
 
 def test_the_page_stands_alone_and_takes_no_markup_from_reasons() -> None:
     given = study(seeds=2)
-    page = report.page(given, report.importance(given), {"cost": b"image"})
+    page = report.page(given, {"units": 0.75, "learning_rate": 0.25}, {"cost": b"image"})
     assert "&lt;b&gt;no such thing" in page
     assert "<b>" not in page
     assert 'src="data:image/png;base64,' in page
     assert "http" not in page
     assert "38 completed" in page
+    assert "units 75 %" in page
     assert " ± " in page
 
 
@@ -106,4 +107,5 @@ def test_more_trials_are_worth_it_while_the_best_still_moves() -> None:
     for trial in given.completed:
         trial.score = 1.0 + 1e-3 * (trial.number % 5)
     assert "hardly worth it" in report.outlook(given)
-    assert "Too few" in report.outlook(study(4))
+    given.completed = given.completed[:3]
+    assert "Too few" in report.outlook(given)
