@@ -73,7 +73,7 @@ def tune(
         console: Where progress is shown.
         start: Value of `time.perf_counter` when the command started.
     """
-    _check(options)
+    check(options)
     app, store = load_app(file), Store()
     store.check_writable()
     definition = None if options.resume else _definition(app, config, pinned, options)
@@ -153,7 +153,12 @@ def _final(file: AppFile, study: Study, best: Trial, console: Console) -> dict[s
     return train_apart(file, config, console, resume, tags)
 
 
-def _check(options: Options) -> None:
+def check(options: Options) -> None:
+    """Refuses flags that cannot be meant together.
+
+    Raises:
+        UserError: There are such.
+    """
     for name in ("oracle", "space", "objective", "direction", "max_epochs", "prune", "seeds", "warm_start"):
         if options.resume and getattr(options, name) != getattr(Options(), name):
             raise UserError(f"--resume goes on with the settings of the study: leave out {flag(name)}")

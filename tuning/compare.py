@@ -82,7 +82,7 @@ def compare(
     """
     app, store = load_app(file), Store()
     store.check_writable()
-    variants = _variants(config, options, given)
+    variants = variants_of(config, options, given)
     store.client()  # imports MLflow while the server, which workers are forked from, imports TensorFlow
     memory = memory_share(options.workers)
     with Pool(Job(file, memory // BYTES_PER_PARAMETER), options.workers, Limits(0, memory)) as pool:
@@ -118,7 +118,12 @@ def compare(
     }
 
 
-def _variants(config: TrainingConfig, options: Options, given: Sequence[str]) -> list[Variant]:
+def variants_of(config: TrainingConfig, options: Options, given: Sequence[str]) -> list[Variant]:
+    """Every combination of what varies.
+
+    Raises:
+        UserError: Nothing varies, a setting is unknown or given twice, or the application refuses a combination.
+    """
     if not options.vary:
         raise UserError("--vary NAME=VALUE,VALUE names what to compare")
     if options.seeds < 1:

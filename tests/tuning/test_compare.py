@@ -10,6 +10,10 @@ from typing import Any
 import pytest
 from support import ROOT, Outcome, client, loom
 
+from loom import UserError
+from loom.app import load_app, locate_app
+from tuning.compare import Options, variants_of
+
 TOY = str(ROOT / "tests" / "helpers" / "toy.py")
 
 
@@ -70,15 +74,9 @@ def test_the_table_is_the_mean_and_spread_of_the_runs(compared: tuple[Path, Outc
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], ["--vary NAME=VALUE,VALUE"]),
         (["--vary", "unit=1,2"], ["--vary unit=1,2", "did you mean units?"]),
-        (["--vary", "epochs=0,1"], ["--epochs 0"]),
-        (["--vary", "seed=1,2"], ["--seeds says how many"]),
-        (["--vary", "units=1,2", "--seeds", "0"], ["--seeds 0"]),
         (["--vary", "units=1,2", "--objective", "val_f1"], ["--objective val_f1", "val_accuracy"]),
-        (["--vary", "units=1,2", "--vary", "units=3"], ["units is given twice"]),
         (["--vary", "units=1,2", "--units", "3"], ["--units gives it one value"]),
-        (["--vary", "units=1,2", "--workers", "0"], ["--workers 0"]),
     ],
 )
 def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
@@ -86,3 +84,20 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], words: list
     assert outcome.status == 2, outcome.errors
     assert outcome.errors.count("\n") == 1
     assert all(word in outcome.errors for word in words), outcome.errors
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (Options(), "--vary NAME=VALUE,VALUE"),
+        (Options(("epochs=0,1",)), "--epochs 0"),
+        (Options(("seed=1,2",)), "--seeds says how many"),
+        (Options(("units=1,2",), seeds=0), "--seeds 0"),
+        (Options(("units=1,2",), workers=0), "--workers 0"),
+        (Options(("units=1,2", "units=3")), "units is given twice"),
+    ],
+)
+def test_variants_that_cannot_be_are_refused(options: Options, words: str) -> None:
+    config = load_app(locate_app(TOY)).config()
+    with pytest.raises(UserError, match=words):
+        variants_of(config, options, [])
