@@ -8,6 +8,7 @@ import random
 import statistics
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -191,17 +192,30 @@ class Disturbed:
         self._process = self._started()
 
     def _started(self) -> subprocess.Popen[bytes]:
+        self._starts = (
+            (self.folder / "log").read_text("utf-8").count("val_loss wins") + 1 if studies(self.folder) else 1
+        )
         what = ["--resume", *found] if (found := studies(self.folder)) else self._arguments
         command = [sys.executable, "-m", "loom", "tune", TOY, "--no-final", *what]
         environment, log = clean_environment(), (self.folder / "log").open("ab")
         with log:
             return subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log)
 
+    def _has_begun(self) -> bool:
+        """Whether the process that is running has come to the trials."""
+        return (self.folder / "log").read_text("utf-8").count("val_loss wins") >= self._starts
+
+    def _wait(self) -> None:
+        """Until a random moment: while the process starts, or while trials run."""
+        while self._process.poll() is None and self._random.random() < 0.998 and not self._has_begun():
+            time.sleep(0.1)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout=self._random.uniform(0, 8))
+            raise AssertionError(f"the study is over already: {(self.folder / 'log').read_text('utf-8')}")
+
     def kill(self, whom: str) -> bool:
         """Kills at a random moment; returns whether there was anyone to kill."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(timeout=self._random.uniform(0.5, 12))
-            raise AssertionError(f"the study is over already: {(self.folder / 'log').read_text('utf-8')}")
+        self._wait()
         found = 0
         if whom != "coordinator":
             for process in psutil.Process(self._process.pid).children(recursive=True):
