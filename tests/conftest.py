@@ -10,8 +10,8 @@ from support import SMALL_SENTIMENT, TrainedRun, loom
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts with the longest file, so that processes working side by side end at about the same time."""
-    items.sort(key=lambda item: item.path.name != "test_resume.py")
+    """Starts with the longest files, so that processes working side by side end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in ("test_resume.py", "test_tune.py"))
 
 
 @pytest.fixture(autouse=True)

@@ -48,9 +48,10 @@ def test_flags_exist(page: Path) -> None:
     flags = {flag(name) for config in (sentiment.Config(), tabular.Config()) for name in to_dict(config)}
     flags |= {"--resume", "--from-run", "--json", "--debug", "--help", "--format", "--output", "--port", "--host"}
     flags |= {"--quick", "--figure", "--torch"}  # benchmarks
+    flags |= set(re.findall(r"--[a-z][a-z-]+", cli.TUNE_HELP + cli.COMPARE_HELP))
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"(?<![\w-])--([a-z][\w-]+)", text):
-        assert f"--{name.removeprefix('no-')}" in flags, name
+        assert {f"--{name}", f"--{name.removeprefix('no-')}"} & flags, name
 
 
 def test_every_application_has_a_page_and_a_line_in_the_readme() -> None:

@@ -149,6 +149,7 @@ def test_an_unknown_run_is_refused(sentiment_run: TrainedRun, tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_nothing_is_written_when_answers_differ(sentiment_run: TrainedRun, tmp_path: Path) -> None:
     code = sentiment_run.model / "code" / "loom" / "export_check.py"
     saved = code.read_text()

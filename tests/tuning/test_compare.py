@@ -25,7 +25,7 @@ def compare(folder: Path, *arguments: str) -> Outcome:
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     folder = tmp_path_factory.mktemp("compared")
     varied = ("--vary", "units=2,16", "--vary", "trouble=none,raise")
-    outcome = compare(folder, *varied, "--seeds", "3", "--workers", "2", "--objective", "val_accuracy")
+    outcome = compare(folder, *varied, "--seeds", "2", "--workers", "2", "--objective", "val_accuracy")
     assert outcome.status == 0, outcome.errors
     return folder, outcome
 
@@ -38,7 +38,7 @@ def test_every_variant_is_trained_with_every_seed(compared: tuple[Path, Outcome]
     folder, outcome = compared
     runs = children(folder, outcome.result["comparison"])
     combinations = {(run.data.params["units"], run.data.params["trouble"], run.data.params["seed"]) for run in runs}
-    assert len(runs) == len(combinations) == 2 * 2 * 3
+    assert len(runs) == len(combinations) == 2 * 2 * 2
     for run in runs:
         fine = run.data.params["trouble"] == "none"
         assert run.data.tags["mlflow.parentRunId"] == outcome.result["comparison"]
@@ -74,7 +74,6 @@ def test_the_table_is_the_mean_and_spread_of_the_runs(compared: tuple[Path, Outc
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--vary", "unit=1,2"], ["--vary unit=1,2", "did you mean units?"]),
         (["--vary", "units=1,2", "--objective", "val_f1"], ["--objective val_f1", "val_accuracy"]),
         (["--vary", "units=1,2", "--units", "3"], ["--units gives it one value"]),
     ],
@@ -90,6 +89,7 @@ def test_mistakes_are_one_line(tmp_path: Path, arguments: list[str], words: list
     ("options", "words"),
     [
         (Options(), "--vary NAME=VALUE,VALUE"),
+        (Options(("unit=1,2",)), "--vary unit=1,2: .*did you mean units"),
         (Options(("epochs=0,1",)), "--epochs 0"),
         (Options(("seed=1,2",)), "--seeds says how many"),
         (Options(("units=1,2",), seeds=0), "--seeds 0"),

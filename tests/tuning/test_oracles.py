@@ -116,6 +116,7 @@ def test_what_was_tried_is_not_tried_again() -> None:
     assert len(found) == len(set(found)) >= 5
 
 
+@pytest.mark.slow
 def test_bayesian_search_finds_more_than_chance() -> None:
     hyperparameters = HyperParameters()
     for name in ("x", "y"):
