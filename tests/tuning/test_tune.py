@@ -110,7 +110,7 @@ def test_one_failed_trial_is_one_failed_trial(tmp_path: Path) -> None:
         "--learning-rate",
         "0.1",
     )
-    limits = ("--trial-timeout", "12", "--trial-memory", "2.5")
+    limits = ("--trial-timeout", "25", "--trial-memory", "2.5")
     outcome = tune(tmp_path, "--oracle", "grid", "--workers", "2", *space, *limits)
     assert outcome.status == 0, outcome.errors
     runs = children(tmp_path, outcome.result["study"])
@@ -121,7 +121,7 @@ def test_one_failed_trial_is_one_failed_trial(tmp_path: Path) -> None:
         "raise": "ValueError: no such thing",
         "exit": "the worker ended with status 3",
         "crash": "the worker died of SIGSEGV",
-        "hang": "no end after 12 s",
+        "hang": "no end after 25 s",
         "memory": "out of memory: more than its share of 2.5 GiB",
         "nan": "became nan",
         "large": "too large: more than",
