@@ -173,8 +173,8 @@ def _first_sentences(box: str) -> str:
 class _Parser(argparse.ArgumentParser):
     """Argument parser whose errors are one line."""
 
-    def __init__(self, program: str, description: str = "", add_help: bool = True) -> None:
-        super().__init__(prog=program, description=description, allow_abbrev=False, add_help=add_help)
+    def __init__(self, program: str, description: str = "", **options: Any) -> None:
+        super().__init__(prog=program, description=description, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")
@@ -208,7 +208,7 @@ def _tune(arguments: list[str]) -> int:
         return 0
     options, rest = _tune_options(arguments[1:])
     as_json = options.pop("json")
-    if options["resume"]:
+    if options.get("resume"):
         if rest:
             raise UserError(f"--resume goes on with the settings of the study: leave out {' '.join(rest)}")
         return commands.tune(file, None, [], options, as_json, START)
@@ -226,32 +226,33 @@ def _given(config: TrainingConfig, arguments: list[str]) -> list[str]:
 
 
 def _tune_options(arguments: list[str]) -> tuple[dict[str, Any], list[str]]:
-    parser = _Parser("loom tune APP", add_help=False)
-    for flag, kind, default in (
-        ("--trials", int, 0),
-        ("--max-epochs", int, 0),
-        ("--workers", int, 1),
-        ("--seeds", int, 1),
-        ("--keep", int, 1),
-        ("--max-parameters", int, 0),
-        ("--trial-timeout", float, 0.0),
-        ("--trial-memory", float, 0.0),
-        ("--objective", str, ""),
-        ("--resume", str, ""),
-        ("--warm-start", str, ""),
+    """The flags that are given, and the rest; `tuning.command.Options` knows what stands for the others."""
+    parser = _Parser("loom tune APP", add_help=False, argument_default=argparse.SUPPRESS)
+    for flag, kind in (
+        ("--trials", int),
+        ("--max-epochs", int),
+        ("--workers", int),
+        ("--seeds", int),
+        ("--keep", int),
+        ("--max-parameters", int),
+        ("--trial-timeout", float),
+        ("--trial-memory", float),
+        ("--objective", str),
+        ("--resume", str),
+        ("--warm-start", str),
     ):
-        parser.add_argument(flag, type=kind, default=default)
-    parser.add_argument("--oracle", choices=("random", "grid", "bayesian", "hyperband"), default="random")
-    parser.add_argument("--prune", choices=("none", "median"), default="none")
-    parser.add_argument("--direction", choices=("min", "max"), default="")
-    parser.add_argument("--space", action="append", default=[])
-    parser.add_argument("--gpus", default="")
-    parser.add_argument("--no-final", dest="final", action="store_false")
-    parser.add_argument("--json", action="store_true")
+        parser.add_argument(flag, type=kind)
+    parser.add_argument("--oracle", choices=("random", "grid", "bayesian", "hyperband"))
+    parser.add_argument("--prune", choices=("none", "median"))
+    parser.add_argument("--direction", choices=("min", "max"))
+    parser.add_argument("--space", action="append")
+    parser.add_argument("--gpus")
+    parser.add_argument("--no-final", dest="final", action="store_false", default=True)
+    parser.add_argument("--json", action="store_true", default=False)
     options, rest = parser.parse_known_args(arguments)
     values = vars(options)
-    values["space"] = tuple(values["space"])
-    values["gpus"] = tuple(gpu for gpu in values["gpus"].split(",") if gpu)
+    values["space"] = tuple(values.get("space", ()))
+    values["gpus"] = tuple(gpu for gpu in values.get("gpus", "").split(",") if gpu)
     return values, rest
 
 
@@ -269,13 +270,13 @@ def _compare(arguments: list[str]) -> int:
     file = _application("compare", arguments)
     if file is None:
         return 0
-    parser = _Parser("loom compare APP", add_help=False)
+    parser = _Parser("loom compare APP", add_help=False, argument_default=argparse.SUPPRESS)
     parser.add_argument("--vary", action="append", default=[])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--objective", default="")
-    parser.add_argument("--direction", choices=("min", "max"), default="")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--seeds", type=int)
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--objective")
+    parser.add_argument("--direction", choices=("min", "max"))
+    parser.add_argument("--json", action="store_true", default=False)
     options, rest = parser.parse_known_args(arguments[1:])
     values = vars(options) | {"vary": tuple(options.vary)}
     app = load_app(file)

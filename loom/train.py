@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from rich.console import Console
 from loom import checkpoint, lazy, report, runtime
 from loom.app import Answer, App, AppFile, Metrics, load_app
 from loom.background import Baselines
+from loom.closing import closed_properly
 from loom.config import TrainingConfig, changed_fields
 from loom.data.encode import Encoder
 from loom.data.pipeline import Data
@@ -110,11 +110,17 @@ def train(
                 run = prepare(app, config, data, Path(folder))
             with progress.phase("opening the store"):
                 tracker = _same_run(tracker, run, progress) if tracker else _new_run(store, run, tags or {})
-            with _closed_properly(file, tracker, progress):
+            go_on = f"loom train {file.argument} --resume {tracker.run_id}"
+            with closed_properly(partial(_stop, tracker, progress), go_on):
                 outcome = _complete(Training(file, run, tracker, progress, baselines), bool(resume))
             return _conclude(run, tracker, progress, outcome)
     finally:
         baselines.cancel()
+
+
+def _stop(tracker: Tracker, progress: Progress, status: str, reason: str) -> None:
+    progress.close()
+    tracker.finish(status, reason)
 
 
 def prepare(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run:
@@ -303,22 +309,3 @@ def _describe(run: Run) -> str:
     compiled = "XLA" if settings.jit else "no XLA"
     bad = f", {len(run.data.bad)} quarantined" if run.data.bad else ""
     return f"{sizes}{bad}; {run.model.count_params():,} parameters; {where}, {settings.precision}, {compiled}"
-
-
-@contextmanager
-def _closed_properly(file: AppFile, tracker: Tracker, progress: Progress) -> Iterator[None]:
-    """Close the run as KILLED or FAILED, with the reason, when its steps do not come to their end."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        progress.close()
-        tracker.finish("KILLED", "interrupted")
-        resume = f"loom train {file.argument} --resume {tracker.run_id}"
-        raise KeyboardInterrupt(f"stopped; go on with: {resume}") from None
-    except BaseException as error:
-        progress.close()
-        tracker.finish("FAILED", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,6 +12,7 @@ from typing import Any, Literal
 from rich.console import Console
 
 from loom.app import App, AppFile, load_app
+from loom.closing import closed_properly
 from loom.config import TrainingConfig, flag, from_dict, to_dict
 from loom.errors import UserError
 from loom.tracking import RecordedRun, Store
@@ -53,6 +52,8 @@ class Options:
 
 
 DEFAULT_TRIALS = 20
+LEAST = {"workers": 1, "seeds": 1, "trials": 0, "keep": 0, "max_parameters": 0, "trial_timeout": 0, "trial_memory": 0}
+"""Of the flags that are numbers; 0 stands for what is not given."""
 
 
 def tune(
@@ -89,7 +90,8 @@ def tune(
             assert definition is not None
             study = _started(app, store, definition, options, pool)
             count = _count(study, options)
-        with _closed_properly(file, study), Display(console, study, count) as display:
+        go_on = f"loom tune {file.argument} --resume {study.tracker.run_id}"
+        with closed_properly(study.end, go_on), Display(console, study, count) as display:
             study.tracker.restart()
             study.run(pool, count, options.keep, display)
     best = study.completed[0] if study.completed else None
@@ -100,7 +102,7 @@ def tune(
         "failed": sum(trial.status == "failed" for trial in study.trials),
         "best": best and {"run_id": best.run_id, "score": best.score, "settings": best.settings},
     }
-    with _closed_properly(file, study):
+    with closed_properly(study.end, go_on):
         with TemporaryDirectory() as folder:
             result["importance"] = report.write(study, Path(folder))
             study.tracker.log_folder(Path(folder), "report")
@@ -109,23 +111,6 @@ def tune(
             result["final"] = _final(file, study, best, console)
     study.end()
     return {**result, "seconds": time.perf_counter() - start}
-
-
-@contextmanager
-def _closed_properly(file: AppFile, study: Study) -> Iterator[None]:
-    """Closes a study as KILLED or FAILED, with the reason, when it does not come to its end."""
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    except KeyboardInterrupt:
-        study.end("KILLED", "interrupted")
-        resume = f"loom tune {file.argument} --resume {study.tracker.run_id}"
-        raise KeyboardInterrupt(f"stopped; go on with: {resume}") from None
-    except BaseException as error:
-        study.end("FAILED", str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
-        raise
-    finally:
-        signal.signal(signal.SIGTERM, previous)
 
 
 def _say_what_came_of_it(study: Study, console: Console) -> None:
@@ -162,14 +147,9 @@ def check(options: Options) -> None:
     for name in ("oracle", "space", "objective", "direction", "max_epochs", "prune", "seeds", "warm_start"):
         if options.resume and getattr(options, name) != getattr(Options(), name):
             raise UserError(f"--resume goes on with the settings of the study: leave out {flag(name)}")
-    if options.workers < 1:
-        raise UserError(f"--workers {options.workers}: must be at least 1")
-    if options.trials < 0:
-        raise UserError(f"--trials {options.trials}: must be at least 1")
-    if options.seeds < 1:
-        raise UserError(f"--seeds {options.seeds}: must be at least 1")
-    if options.trial_timeout < 0 or options.trial_memory < 0:
-        raise UserError("--trial-timeout and --trial-memory must not be negative")
+    for name, least in LEAST.items():
+        if getattr(options, name) < least:
+            raise UserError(f"{flag(name)} {getattr(options, name)}: must be at least {least}")
     if options.warm_start and options.oracle not in ("random", "bayesian"):
         raise UserError(
             f"--warm-start: {options.oracle} search cannot use trials of another study; random and bayesian can"

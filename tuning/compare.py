@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loom.app import App, AppFile, load_app
+from loom.closing import closed_properly
 from loom.config import TrainingConfig, flag, to_dict
 from loom.errors import UserError
 from loom.report import new_figure
@@ -91,16 +92,12 @@ def compare(
         tracker = Tracker.create(store, app.name, run_tags(app.name, "compare", {}), " ".join(options.vary)[:60])
         tracker.log_parameters({"vary": " ".join(options.vary), "seeds": options.seeds, "objective": objective})
         comparison = _Comparison(app, store, tracker, objective, direction, console)
-        try:
+        with closed_properly(comparison.end):
             comparison.run(pool, config, variants, options.seeds)
             sign = -1 if direction == "max" else 1
             variants.sort(key=lambda variant: (not variant.scores, sign * variant.mean if variant.scores else 0))
             comparison.report(variants)
-        except BaseException as error:
-            comparison.stop()
-            tracker.finish("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED", type(error).__name__)
-            raise
-    tracker.finish()
+    comparison.end()
     rows = [
         {
             "settings": each.settings,
@@ -185,10 +182,11 @@ class _Comparison:
                 line = f"{ended}/{count} {described(variant.settings)} seed={seed}: {result}"
                 self._console.print(line, highlight=False, markup=False, soft_wrap=True)
 
-    def stop(self) -> None:
-        """Closes the runs that have not ended."""
+    def end(self, status: str = "FINISHED", reason: str = "") -> None:
+        """Closes the comparison's run, and those that have not ended."""
         for run_id in self._running:
             self._store.client().set_terminated(run_id, "KILLED")
+        self._tracker.finish(status, reason)
 
     def _task(self, config: TrainingConfig, variant: Variant, seed: int) -> Task:
         settings = {**variant.settings, "seed": seed}

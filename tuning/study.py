@@ -144,7 +144,7 @@ class Study:
                 self._submit(pool, trial)
                 watcher.changed(self, trial)
             self._close(keep)  # now that the workers are busy again
-            if done and not pool.running:
+            if done and not pool.is_busy:
                 return
             for event in pool.events():
                 assert isinstance(event.task, Task)
@@ -153,7 +153,10 @@ class Study:
                 watcher.changed(self, trial)
 
     def end(self, status: str = "FINISHED", reason: str = "") -> None:
-        """Closes the study's run, and those of trials that wait to be gone on with."""
+        """Closes the study's run, and those of its trials that are open still."""
+        for trial in self._to_close:
+            self._client.set_terminated(trial.run_id, RUN_STATUS[trial.status])
+        self._to_close.clear()
         for trial in self.trials:
             if trial.end is None:
                 for run_id in {trial.run_id, trial.current or trial.run_id}:
@@ -225,16 +228,11 @@ class Study:
         self.trials.append(trial)
         return trial
 
-    def settings_of(self, trial: Trial) -> dict[str, Any]:
-        """All settings of a trial."""
-        config = self.definition.config
-        return {**config, "threads": config["threads"] or self.definition.threads, **trial.settings}
-
     def _submit(self, pool: Pool, trial: Trial) -> None:
         """Records the settings of a trial's next seed, and gives it to a worker."""
         definition = self.definition
         trial.current = self._current(trial)
-        config, seed = self.settings_of(trial), len(trial.scores)
+        config, seed = {**definition.config, "threads": definition.threads, **trial.settings}, len(trial.scores)
         config |= {"seed": config["seed"] + seed}
         shown = {name: value for name, value in trial.settings.items() if name in {*self.space.varied, "epochs"}}
         shown |= {"seed": config["seed"]} if seed else {}

@@ -98,14 +98,12 @@ class Done:
 
     Attributes:
         score: Best objective.
-        epochs: How many.
         seconds: How long.
         parameters: Size of the model.
         gpu_memory: Most bytes that were in use on the GPU.
     """
 
     score: float
-    epochs: int
     seconds: float
     parameters: int
     gpu_memory: int = 0
@@ -222,7 +220,7 @@ class Trainer:
         if not finite:
             raise UserError(f"{task.objective} was never a number")
         seconds = time.perf_counter() - start
-        return Done(best(finite), len(history), seconds, run.model.count_params(), _gpu_memory())
+        return Done(best(finite), seconds, run.model.count_params(), _gpu_memory())
 
     def _go_on(self, tracker: Any, run: Any, task: Task, report: Report) -> bool:
         """Reports the epochs that there are already; returns whether more are wanted."""

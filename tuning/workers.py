@@ -158,10 +158,9 @@ class Pool:
         return any(worker.task is None for worker in self._workers)
 
     @property
-    def running(self) -> dict[str, float]:
-        """Seconds since the start of every task that is running, by its run."""
-        now = time.monotonic()
-        return {worker.task.run_id: now - worker.started for worker in self._workers if isinstance(worker.task, Task)}
+    def is_busy(self) -> bool:
+        """Whether a worker has something to do."""
+        return any(worker.task is not None for worker in self._workers)
 
     def ask(self, question: Question) -> Names:
         """Waits for an answer.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import signal
 import statistics
 import subprocess
 import sys
@@ -230,6 +231,13 @@ class Disturbed:
         self._process = self._started()
         return True
 
+    def interrupted(self, signal_number: int) -> tuple[int, str]:
+        """Exit status and output of a study that is interrupted while its first trial runs."""
+        while self._process.poll() is None and not any(self.folder.glob("mlruns/artifacts/*/*/artifacts/config.json")):
+            time.sleep(0.1)
+        self._process.send_signal(signal_number)
+        return self._process.wait(), (self.folder / "log").read_text("utf-8")
+
     def finished(self) -> str:
         """Waits for the end; returns the study's run."""
         status = self._process.wait()
@@ -353,3 +361,22 @@ def test_the_best_configuration_is_trained_as_a_full_run_that_alone_is_tested(tm
     (report,) = tmp_path.glob(f"mlruns/artifacts/*/{outcome.result['study']}/artifacts/report")
     names = {"report.html", "trials.csv", "best_so_far.png", "cost.png", "parallel_coordinates.png"}
     assert {path.name for path in report.iterdir()} == names
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_study_is_killed_and_goes_on(tmp_path: Path, signal_number: int) -> None:
+    study = Disturbed(tmp_path, ["--trials", "3", "--pause", "1"], seed=0)
+    status, said = study.interrupted(signal_number)
+    (run_id,) = studies(tmp_path)
+    assert status == 130
+    assert said.splitlines()[-1] == f"loom: stopped; go on with: loom tune {TOY} --resume {run_id}"
+    assert client(tmp_path).get_run(run_id).info.status == "KILLED"
+    begun = children(tmp_path, run_id)
+    assert begun
+    for run in begun:
+        ended = run.data.tags["status"] == "completed"
+        assert run.info.status == ("FINISHED" if ended else "KILLED")
+    outcome = tune(tmp_path, "--resume", run_id)
+    assert outcome.status == 0, outcome.errors
+    assert {run.info.status for run in children(tmp_path, run_id)} == {"FINISHED"}
