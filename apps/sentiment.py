@@ -71,7 +71,7 @@ class Config(TrainingConfig):
     mask_padding: bool = True
     """Skip padding; without, the layers read it like words."""
     dropout: float = 0.0
-    """Share of the encoder's inputs and outputs that is dropped in training."""
+    """Share that is dropped in training: of a bag's words, of another encoder's inputs and outputs."""
     recurrent_dropout: float = 0.0
     """Share of the recurrent state that is dropped in training, the same units at every step."""
     batch_size: int = 128
@@ -173,7 +173,8 @@ def build(config: Config, spec: Spec) -> keras.Model:
     words = keras.Input((None,), dtype="int32", name="words")
     encode = {"bag": _bag, "transformer": _transformer}.get(config.encoder, _recurrent)
     vector = encode(words, config, len(spec.input(TEXT).vocabulary))
-    vector = keras.layers.Dropout(config.dropout)(vector)
+    if config.encoder != "bag":
+        vector = keras.layers.Dropout(config.dropout)(vector)
     target = spec.target(SENTIMENT)
     if target.kind == "number":
         scaled = keras.layers.Dense(1, dtype="float32")(vector)
@@ -187,6 +188,7 @@ def build(config: Config, spec: Spec) -> keras.Model:
 
 def _bag(words: keras.KerasTensor, config: Config, vocabulary_size: int) -> keras.KerasTensor:
     small = keras.initializers.RandomUniform(-0.01, 0.01, seed=config.seed)
+    words = layers.WordDropout(config.dropout)(words)
     return layers.BagOfWordPairs(vocabulary_size, config.units, config.pair_buckets, small)(words)
 
 

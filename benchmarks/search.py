@@ -24,14 +24,12 @@ import measuring
 TRIALS, WORKERS, STUDIES, FRESH_SEEDS = 40, 2, (0, 1), range(100, 105)
 FIFTH = ["--train-fraction", "0.2"]
 SPACE = (
+    "dropout=0..0.8:step=0.1",
+    "learning_rate=0.0005..0.05:log",
     "units=1..8:log",
-    "pooling=mean,max,root",
-    "pair_buckets=0,65536,262144",
-    "dropout=0..0.6:step=0.1",
-    "learning_rate=0.001..0.05:log",
     "batch_size=64,128,256",
 )
-SEARCH = ["--encoder", "bag", "--objective", "val_accuracy", *(word for what in SPACE for word in ("--space", what))]
+SEARCH = ["--encoder", "bag", "--objective", "val_loss", *(word for what in SPACE for word in ("--space", what))]
 
 
 def main() -> None:

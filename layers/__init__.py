@@ -10,7 +10,15 @@ from layers.losses import PerceptronLoss, TripletLoss
 from layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, sinusoids
 from layers.recurrent import GRU, LSTM, EchoState, Elman
-from layers.text import BagOfWordPairs, MaskedPooling1D, PairRows, Segmented, Shorten, standardize_text
+from layers.text import (
+    BagOfWordPairs,
+    MaskedPooling1D,
+    PairRows,
+    Segmented,
+    Shorten,
+    WordDropout,
+    standardize_text,
+)
 from layers.transformer import TransformerDecoderBlock, TransformerEncoderBlock
 
 __all__ = [
@@ -45,6 +53,7 @@ __all__ = [
     "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "TripletLoss",
+    "WordDropout",
     "from_keras",
     "from_torch_weights",
     "sinusoids",

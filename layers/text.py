@@ -1,4 +1,4 @@
-"""Layers for texts: clean-up, shortening, a bag of words and word pairs, pooling over time, and segments."""
+"""Layers for texts: clean-up, shortening, dropped words, bags of words and word pairs, pooling over time, segments."""
 
 from __future__ import annotations
 
@@ -80,6 +80,50 @@ class Shorten(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {**super().get_config(), "length": self.length, "keep": self.keep}
+
+
+@keras.saving.register_keras_serializable(package="kerasloom")
+class WordDropout(keras.layers.Layer):
+    """Drops whole words in training: each one is padding with probability `rate`.
+
+    A text with words left out mostly means the same, so each epoch sees other versions of it. What is left is not
+    scaled: what follows has to divide by the number of words, as `BagOfWordPairs` does (Iyyer et al. 2015, Deep
+    unordered composition rivals syntactic methods for text classification; Wager et al. 2013, Dropout training as
+    adaptive regularization).
+
+    Args:
+        rate: Share of words that is dropped.
+        seed: Integer for the same words again, None for others each time.
+
+    Call arguments:
+        words: Integers `(batch, time)`, zeros where there is no word.
+
+    Output shape: that of `words`.
+    """
+
+    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate must be at least 0 and below 1, not {rate}")
+        self.rate = rate
+        self.seed = seed
+        if rate:
+            self.seed_generator = keras.random.SeedGenerator(seed)
+
+    def call(self, words: Tensor, training: bool = False) -> Tensor:
+        """Put zeros for some words."""
+        if not training or not self.rate:
+            return words
+        kept = keras.random.uniform(ops.shape(words), dtype="float32", seed=self.seed_generator) >= self.rate
+        return ops.where(kept, words, ops.zeros_like(words))
+
+    def compute_output_spec(self, words: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
+        """As many words as before."""
+        return keras.KerasTensor(words.shape, words.dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")

@@ -145,7 +145,21 @@ def build_run(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run
             runtime.synchronize_batch_norm(run.model)
         runtime.compile_model(run.model, app, config, data.spec, settings, len(run.train_batches))
         run.model.optimizer.build(run.model.trainable_variables)
+    if settings.strategy is None:
+        _build_metrics(run)
     return run
+
+
+def _build_metrics(run: Run) -> None:
+    """Make the variables of losses and metrics: a first step that has to make them is traced twice."""
+    outputs = {
+        name: keras.ops.zeros([size or 1 for size in tensor.shape], tensor.dtype)
+        for name, tensor in run.model.output.items()
+    }
+    targets = {name: keras.ops.convert_to_tensor(target[:1]) for name, target in run.data.train.targets.items()}
+    run.model.compute_loss(None, targets, outputs)
+    run.model.compute_metrics(None, targets, outputs)
+    run.model.reset_metrics()
 
 
 def _new_run(store: Store, run: Run, tags: Mapping[str, str]) -> Tracker:

@@ -178,12 +178,10 @@ class Trainer:
     def _names(self, question: Question) -> Names:
         from loom.train import build_run
 
-        config = from_dict(self._app.config, question.config)
+        config = replace(from_dict(self._app.config, question.config), devices=1)
         with TemporaryDirectory() as folder:
             run = build_run(self._app, config, self._examples(config), Path(folder))
-            run.model.run_eagerly = True  # of one batch, which is not worth compiling
-            batch = run.batches(run.data.validation).dataset().take(1)
-            names = list(run.model.evaluate(batch, verbose=0, return_dict=True))
+            names = list(run.model.get_metrics_result())
         objective = self._app.resolve("objective", config, run.data.spec)
         return Names([f"{part}{name}" for part in ("val_", "") for name in names], objective)
 

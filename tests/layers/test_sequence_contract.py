@@ -42,7 +42,8 @@ REPOSITORY = Path(__file__).parents[2]
 EXEMPT = {
     **dict.fromkeys(("RecurrentCell", "GatedCell", "Recurrent"), "base classes; their subclasses are tested"),
     **dict.fromkeys(
-        ("BagOfWordPairs", "MaskedPooling1D", "PairRows", "Segmented", "Shorten"), "text layers, tested in test_text.py"
+        ("BagOfWordPairs", "MaskedPooling1D", "PairRows", "Segmented", "Shorten", "WordDropout"),
+        "text layers, tested in test_text.py",
     ),
     "Attention": "base class",
     "TransformerBlock": "base class",

@@ -9,7 +9,17 @@ import keras
 import numpy as np
 import pytest
 
-from layers import GRU, BagOfWordPairs, Bidirectional, MaskedPooling1D, PairRows, Segmented, Shorten, standardize_text
+from layers import (
+    GRU,
+    BagOfWordPairs,
+    Bidirectional,
+    MaskedPooling1D,
+    PairRows,
+    Segmented,
+    Shorten,
+    WordDropout,
+    standardize_text,
+)
 
 needs_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="operations on strings")
 
@@ -66,6 +76,34 @@ def test_the_bag_counts_every_word_and_pair_once(buckets: int) -> None:
     padded = np.array([text + [0] * (9 - len(text)) for text in texts], np.int32)
     expected = [bag_by_hand(layer, text) for text in texts] if layer(padded) is not None else []
     np.testing.assert_allclose(np.array(layer(padded)), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_words_are_dropped_whole_and_in_training_only(compiled: bool) -> None:
+    words = np.random.default_rng(0).integers(1, 1000, (200, 50)).astype(np.int32)
+    words[:, 40:] = 0
+    layer = WordDropout(0.3, seed=1)
+    np.testing.assert_array_equal(np.array(layer(words)), words)
+    wrapped = compiled_call if compiled else lambda layer: layer
+    call = wrapped(layer)
+    first, second = (np.array(call(words, training=True)) for _ in range(2))
+    for dropped in (first, second):
+        assert set(np.unique(dropped[dropped != words])) == {0}
+        assert np.mean(dropped[:, :40] == 0) == pytest.approx(0.3, abs=0.02)  # 8,000 words: standard deviation 0.005
+    assert np.mean((first == 0) & (second == 0) & (words != 0)) * 50 / 40 == pytest.approx(0.09, abs=0.02)
+    again = wrapped(WordDropout.from_config(layer.get_config()))
+    np.testing.assert_array_equal(np.array(again(words, training=True)), first)
+    np.testing.assert_array_equal(np.array(WordDropout(0.0)(words, training=True)), words)
+    with pytest.raises(ValueError, match="rate must be at least 0 and below 1"):
+        WordDropout(1.0)
+
+
+def compiled_call(layer: keras.layers.Layer) -> Callable[..., object]:
+    if keras.backend.backend() != "tensorflow":
+        pytest.skip("compiled by TensorFlow")
+    import tensorflow as tf
+
+    return tf.function(layer, jit_compile=True)
 
 
 def test_padding_never_changes_a_bag() -> None:

@@ -17,8 +17,9 @@ from apps import sentiment
 from loom import Data, Field, Ragged, Spec, Split, TrainingConfig, UserError, runtime
 from loom.config import from_dict, to_dict
 from loom.fresh import largest_difference
-from loom.run import Run, measure
+from loom.run import Run, fit, measure
 from loom.tracking import Store, Tracker
+from loom.train import prepare
 from loom.trained import Trained
 
 
@@ -115,3 +116,12 @@ def test_longer_validation_texts_are_not_cut(tmp_path: Path) -> None:
     settings = runtime.Runtime("cpu", 1, 2, "float32", False)
     run = Run(sentiment.APP, TrainingConfig(), Data(*parts, spec, "test"), settings, None, tmp_path)
     assert {inputs["words"].shape[1] for inputs, _ in run.batches(run.data.validation)} == {56}
+
+
+def test_the_first_step_is_traced_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = sentiment.Config(epochs=1, pair_buckets=64)
+    run = prepare(sentiment.APP, config, sentiment.load(config), tmp_path)
+    step, traces = keras.Model.train_step, []
+    monkeypatch.setattr(keras.Model, "train_step", lambda model, data: traces.append(data) or step(model, data))
+    fit(run)
+    assert len(traces) == 1
