@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 from support import SMALL_SENTIMENT, TrainedRun, loom
 
+LONGEST = ("test_sequence_contract.py", "test_tune.py", "test_resume.py")
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Starts with the longest files, so that processes working side by side end at about the same time."""
-    items.sort(key=lambda item: item.path.name not in ("test_resume.py", "test_tune.py"))
+    """A file's tests run in one process, those that share a trained run too; the longest come first."""
+    sharing = {item.path for item in items if "sentiment_run" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("sentiment" if item.path in sharing else str(item.path)))
+    items.sort(key=lambda item: (item.path not in sharing, item.path.name not in LONGEST))
 
 
 @pytest.fixture(autouse=True)

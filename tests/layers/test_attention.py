@@ -278,14 +278,14 @@ BLOCKED = {  # heads, key heads, query steps, key steps, valid, allowed by head,
 }
 
 
-# Everything at once in every way, and the others where something else is computed; the rest in the slow suite.
-QUICKLY = {("plain", "jit"), ("shared_keys", "graph"), ("causal", "graph"), ("one_example", "unknown_sizes")}
+# The slow suite has the rest.
+QUICKLY = {("everything", "jit"), ("everything", "unknown_sizes"), ("shared_keys", "graph")}
 
 
 @pytest.mark.parametrize(
     ("name", "way"),
     [
-        pytest.param(name, way, marks=() if name == "everything" or (name, way) in QUICKLY else pytest.mark.slow)
+        pytest.param(name, way, marks=() if (name, way) in QUICKLY else pytest.mark.slow)
         for name in BLOCKED
         for way in WAYS
     ],
@@ -392,9 +392,7 @@ def _valid(rng, batch, steps):
 @pytest.mark.parametrize(
     ("masks", "known"),
     [
-        pytest.param(
-            masks, known, marks=() if (masks, known) in {("heads", False), ("keys", True)} else pytest.mark.slow
-        )
+        pytest.param(masks, known, marks=() if (masks, known) == ("keys", True) else pytest.mark.slow)
         for masks in LAYER_MASKS
         for known in (True, False)
     ],

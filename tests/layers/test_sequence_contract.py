@@ -57,6 +57,18 @@ def case_param(name, *others):
     return pytest.param(name, *others, marks=() if CASES[name].own_graph else pytest.mark.slow)
 
 
+FEW = ("LSTM/peepholes_layer_norm", "TransformerDecoderBlock/memory", "BatchNorm/plain")
+"""Cases of what takes long to compile; the slow suite has the others."""
+
+
+def few_params(condition):
+    return [
+        pytest.param(name, marks=() if name in FEW else pytest.mark.slow)
+        for name, case in CASES.items()
+        if condition(case)
+    ]
+
+
 def cases(condition=lambda case: True):
     return pytest.mark.parametrize("name", [case_param(name) for name, case in CASES.items() if condition(case)])
 
@@ -303,7 +315,7 @@ def graph_inputs(batch, time):
 
 
 @pytest.mark.tensorflow_only
-@cases(lambda case: case.own_graph)
+@pytest.mark.parametrize("name", few_params(lambda case: case.own_graph))
 def test_training_in_a_plain_graph_of_unknown_sizes_equals_eager_mode(name):
     import tensorflow as tf
 
@@ -316,14 +328,7 @@ def test_training_in_a_plain_graph_of_unknown_sizes_equals_eager_mode(name):
 
 
 @pytest.mark.tensorflow_only
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=() if case.own_graph else pytest.mark.slow)
-        for name, case in CASES.items()
-        if not case.draws and not case.fixed_batch
-    ],
-)
+@pytest.mark.parametrize("name", few_params(lambda case: not case.draws and not case.fixed_batch))
 def test_training_in_chunks_of_time_equals_eager_mode(name, monkeypatch):
     import tensorflow as tf
 
@@ -348,7 +353,7 @@ def assert_jit_equals_eager_mode(names):
 
 @pytest.mark.tensorflow_only
 def test_training_compiled_as_a_whole_equals_eager_mode():
-    assert_jit_equals_eager_mode(["LSTM/peepholes_layer_norm", "TransformerDecoderBlock/memory", "BatchNorm/plain"])
+    assert_jit_equals_eager_mode(FEW)
 
 
 @pytest.mark.slow
@@ -471,7 +476,7 @@ def assert_jax_agrees(names, folder):
 
 @pytest.mark.tensorflow_only
 def test_jax_agrees_with_tensorflow(tmp_path):
-    assert_jax_agrees(["LSTM/peepholes_layer_norm", "TransformerDecoderBlock/memory", "BatchNorm/plain"], tmp_path)
+    assert_jax_agrees(FEW, tmp_path)
 
 
 @pytest.mark.slow

@@ -38,6 +38,7 @@ def test_two_devices_learn_and_the_saved_model_answers_as_the_trained_one(tmp_pa
     assert outcome.result["metrics"]["test_accuracy"] > 0.7
 
 
+@pytest.mark.slow
 def test_batch_norm_sees_the_whole_batch_on_two_devices() -> None:
     subprocess.run([sys.executable, "-c", BATCH_NORM], check=True, env=clean_environment())
 

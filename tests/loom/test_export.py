@@ -39,7 +39,7 @@ def predicted(run: TrainedRun, texts: list[str]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def exported(sentiment_run: TrainedRun) -> Path:
-    return export(sentiment_run.run_id, sentiment_run.folder, "keras", "savedmodel", "litert")
+    return export(sentiment_run.run_id, sentiment_run.folder, "keras", "savedmodel")
 
 
 @pytest.fixture(scope="module")
@@ -95,9 +95,11 @@ def test_keras_file_answers_raw_texts(exported: Path, answers: list[dict[str, An
     )
 
 
-def test_litert_and_preprocessing_json_are_enough(exported: Path, answers: list[dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_litert_and_preprocessing_json_are_enough(sentiment_run: TrainedRun, answers: list[dict[str, Any]]) -> None:
     import tensorflow as tf
 
+    exported = export(sentiment_run.run_id, sentiment_run.folder, "litert")
     preprocessing = json.loads((exported / "preprocessing.json").read_text())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the interpreter announces its move to another package

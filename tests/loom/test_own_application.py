@@ -77,6 +77,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_it_trains_is_tracked_and_predicts(folder: Path) -> None:
     outcome = loom("train", "mine/ring.py", "--epochs", "8", "--json", cwd=folder)
     assert outcome.status == 0, outcome.errors

@@ -106,6 +106,7 @@ def start_and_stop_after_an_epoch(folder: Path, *settings: str) -> str:
     return run_ids(folder)[-1]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_resumed_is_said(tmp_path: Path) -> None:
     rows = "".join(f"a {'good' if n % 2 else 'bad'} film {n},{'pos' if n % 2 else 'neg'}\n" for n in range(300))
     (tmp_path / "films.csv").write_text("text,label\n" + rows)

@@ -72,8 +72,8 @@ def test_the_same_settings_give_the_same_weights_bit_for_bit(sentiment_run: Trai
     ("arguments", "words"),
     [
         (["--resume", "RUN"], ["is finished", "--from-run"]),
-        (["--resume", "RUN", "--epochs", "9"], ["leave out epochs"]),
-        (["--from-run", "RUN", "--epochs", "0"], ["--epochs 0"]),
+        pytest.param(["--resume", "RUN", "--epochs", "9"], ["leave out epochs"], marks=pytest.mark.slow),
+        pytest.param(["--from-run", "RUN", "--epochs", "0"], ["--epochs 0"], marks=pytest.mark.slow),
     ],
 )
 def test_a_finished_run_is_not_resumed(sentiment_run: TrainedRun, arguments: list[str], words: list[str]) -> None:
@@ -84,6 +84,7 @@ def test_a_finished_run_is_not_resumed(sentiment_run: TrainedRun, arguments: lis
     assert all(word in outcome.errors for word in words)
 
 
+@pytest.mark.slow
 def test_bad_rows_are_quarantined_and_listed(tmp_path: Path) -> None:
     good = "".join(f"a {'good' if n % 2 else 'bad'} film {n},{'pos' if n % 2 else 'neg'}\n" for n in range(300))
     (tmp_path / "films.csv").write_bytes(b"text,label\n" + good.encode() + b"caf\xe9,pos\none,two,three\n")
