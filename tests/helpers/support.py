@@ -66,7 +66,8 @@ def loom(*arguments: str, cwd: Path, fresh: bool = False, **environment: str) ->
         command = [str(Path(sys.executable).with_name("loom")), *arguments]
         process = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, check=False)
         return Outcome(process.returncode, process.stdout, process.stderr)
-    if arguments[0] == "train" and not (cwd / "mlruns").exists():
+    recording = arguments[0] in ("train", "tune", "compare") and "MLFLOW_TRACKING_URI" not in variables
+    if recording and not (cwd / "mlruns").exists():
         (cwd / "mlruns").mkdir()
         shutil.copy(empty_store(), cwd / "mlruns" / "mlflow.db")
     with tempfile.TemporaryDirectory() as folder:
