@@ -24,12 +24,13 @@ import measuring
 TRIALS, WORKERS, STUDIES, FRESH_SEEDS = 40, 2, (0, 1), range(100, 105)
 FIFTH = ["--train-fraction", "0.2"]
 SPACE = (
+    "learning_rate=0.0003..0.1:log",
     "dropout=0..0.8:step=0.1",
-    "learning_rate=0.0005..0.05:log",
     "units=1..8:log",
     "batch_size=64,128,256",
 )
-SEARCH = ["--encoder", "bag", "--objective", "val_loss", *(word for what in SPACE for word in ("--space", what))]
+PINNED = ["--encoder", "bag", "--epochs", "12"]
+SEARCH = [*PINNED, "--objective", "val_loss", *(word for what in SPACE for word in ("--space", what))]
 
 
 def main() -> None:
@@ -55,7 +56,9 @@ def main() -> None:
                 f"study with seed {seed}: {best['settings']}, validation {best['score']:.4f}, {study['seconds']:.0f} s"
             )
             print(f"  importance: {shares or 'none'}", flush=True)
-        best = [f"--{name.replace('_', '-')}={value}" for name, value in studies[0]["best"]["settings"].items()]
+        best = PINNED + [
+            f"--{name.replace('_', '-')}={value}" for name, value in studies[0]["best"]["settings"].items()
+        ]
         accuracies: dict[str, list[float]] = {"default": [], "best": []}
         for seed in seeds:
             for name, flags in (("default", []), ("best", best)):
