@@ -236,7 +236,8 @@ def space(hp: HyperParameters) -> dict[str, Any]:
     """What a search varies unless told otherwise."""
     return {
         "encoder": hp.Choice("encoder", ["bag", "lstm", "gru", "transformer"]),
-        "units": hp.Int("units", 4, 128, sampling="log"),
+        "units": hp.Int("units", 2, 64, sampling="log"),
+        "pair_buckets": hp.Choice("pair_buckets", [2**14, 2**17]),  # times units, and three times that in a checkpoint
         "dropout": hp.Float("dropout", 0.0, 0.5, step=0.1),
         "learning_rate": hp.Float("learning_rate", 1e-3, 2e-2, sampling="log"),
     }
