@@ -110,7 +110,7 @@ class Blockwise:
         """
         count = ops.shape(key)[0] * self.key_heads
         sizes = parts(count, self.training)
-        if len(sizes) == 1:
+        if len(sizes) == 1 and isinstance(count, int):
             return [_Part()]
         most, least = (max, min) if isinstance(count, int) else (ops.maximum, ops.minimum)
         # Without examples there still is one head, of zeros: no program is made for less.
@@ -382,7 +382,7 @@ def _joined(
     results: Sequence[Tensors], parts: Sequence[_Part], like: Sequence[Tensor], times: Sequence[int]
 ) -> Tensors:
     """Returns the results of all parts, as many heads of each as there are of `like`, `times` for every key head."""
-    if len(parts) == 1:
+    if len(parts) == 1 and parts[0].size is None:
         return tuple(results[0])
     joined = (
         ops.concatenate([each[part.again * count :] for each, part in zip(of_parts, parts, strict=True)])

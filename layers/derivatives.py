@@ -35,7 +35,7 @@ def with_gradient(
     def function(*tensors: Tensor) -> tuple[Tensors, Any]:
         # What runs in here has no derivative but those given, and the backends want to be told.
         results, saved = forward(_constant(tensors))
-        saved = tree.map_structure(ops.stop_gradient, saved)
+        saved = _constant_all(saved)
 
         @ops.custom_gradient
         def gradients(*arguments: Tensor) -> tuple[Tensors, Any]:
@@ -45,7 +45,8 @@ def with_gradient(
                 by_arguments, _ = pulled_back(plain_gradients, (tensors, upstream), _one(upstream_of_gradients))
                 return tuple(each for group in by_arguments for each in group)
 
-            return backward(_constant(tensors), saved, _constant(upstream)), second_gradients
+            # `saved` may be of another graph, that of a branch: here it becomes a tensor of this one.
+            return backward(_constant(tensors), _constant_all(saved), _constant(upstream)), second_gradients
 
         return results, lambda *upstream: tuple(gradients(*tensors, *_one(upstream)))
 
@@ -59,6 +60,10 @@ def as_tuple(tensors: Any) -> Tensors:
 
 def _constant(tensors: Tensors) -> Tensors:
     return tuple(map(ops.stop_gradient, tensors))
+
+
+def _constant_all(saved: Any) -> Any:
+    return tree.map_structure(ops.stop_gradient, saved)
 
 
 def _one(upstream: tuple[Any, ...]) -> Tensors:

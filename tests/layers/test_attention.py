@@ -1,6 +1,7 @@
 """Attention layers: against NumPy, Keras and PyTorch, masks, blocks, caches, and refusals."""
 
 import importlib.util
+import itertools
 
 import keras
 import numpy as np
@@ -390,20 +391,19 @@ def _valid(rng, batch, steps):
 
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize(
-    ("masks", "known"),
+    ("masks", "known", "cores"),
     [
-        pytest.param(masks, known, marks=() if (masks, known) == ("keys", True) else pytest.mark.slow)
-        for masks in LAYER_MASKS
-        for known in (True, False)
+        pytest.param(*case, marks=() if case in {("keys", True, 5), ("keys", False, 1)} else pytest.mark.slow)
+        for case in itertools.product(LAYER_MASKS, (True, False), (1, 5))
     ],
 )
-def test_a_layer_in_blocks_equals_the_layer_at_once(masks, known, rng, monkeypatch):
-    """Plain graphs, as in `fit` without XLA; with five cores for two heads of three examples, and of none."""
+def test_a_layer_in_blocks_equals_the_layer_at_once(masks, known, cores, rng, monkeypatch):
+    """Plain graphs, as in `fit` without XLA; with one or five cores for two heads of three examples, and of none."""
     import tensorflow as tf
 
     from layers.kernels import tensorflow as kernels
 
-    monkeypatch.setattr(kernels, "_cores", lambda: 5)
+    monkeypatch.setattr(kernels, "_cores", lambda: cores)
     monkeypatch.setattr(tf.config.threading, "get_inter_op_parallelism_threads", lambda: 0)
     monkeypatch.setattr(blockwise, "BLOCK", 4)
     monkeypatch.setattr(blockwise, "LARGEST_BLOCK", 4)
