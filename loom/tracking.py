@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import getpass
 import json
@@ -13,7 +14,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -68,7 +69,8 @@ class Store:
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
             logging.getLogger("alembic").setLevel(logging.WARNING)
             # Not `set_tracking_uri`: it would speak for every other store of this process and its children.
-            self._client = mlflow.MlflowClient(tracking_uri=self.uri)
+            with self._alone():
+                self._client = mlflow.MlflowClient(tracking_uri=self.uri)
         return self._client
 
     def experiment(self, name: str) -> str:
@@ -80,7 +82,24 @@ class Store:
         if found is not None:
             return found.experiment_id
         location = (self.folder / "artifacts" / name).as_uri() if self.is_local else None
-        return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
+        try:
+            return client.create_experiment(name, artifact_location=location, tags=EXPERIMENT_TAGS)
+        except load("mlflow").exceptions.MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+            return found.experiment_id  # another process made it just now
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other processes from making the local database at the same time."""
+        if not (self.is_local and self.folder.is_dir() and _writable(self.folder)):
+            yield
+            return
+        (self.folder / LOCKS).mkdir(exist_ok=True)
+        with (self.folder / LOCKS / "store").open("w") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
 
     def forget_lock(self, run_id: str) -> None:
         """Delete the lock file of a run that nobody will go on with."""
