@@ -27,8 +27,8 @@ FIFTH = ["--train-fraction", "0.25", "--validation-fraction", "0.2"]  # a quarte
 SPACE = (
     "learning_rate=0.0005..0.05:log",
     "dropout=0..0.7:step=0.1",
-    "pair_buckets=1048576,2097152,4194304",
-    "batch_size=64,128,256",
+    "pair_buckets=1048576,2097152",
+    "units=1..4",
 )
 PINNED = ["--encoder", "bag"]
 SEARCH = [*PINNED, "--objective", "val_loss", *(word for what in SPACE for word in ("--space", what))]
