@@ -32,12 +32,24 @@ Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Epochs in a row that train the same part of the model with an optimizer of their own; see `App.phases`."""
+
+    name: str
+    epochs: int
+    learning_rate: float
+    set_trainable: Callable[[keras.Model], None] | None = None
+    """Says of all of the model's layers whether they are trained, whatever they were before."""
+
+
+@dataclass(frozen=True)
 class App:
     """The functions that make an application; `docs/applications.md` walks through one.
 
     `loss`, `metrics` and `loss_weights` are what `keras.Model.compile` takes, by output name, or functions of
     `(config, spec)` that return it; so is `objective`, the metric that early stopping and searches look at, which is to
-    fall unless `direction` is "max".
+    fall unless `direction` is "max". `phases` divides the epochs of a run into stretches that are trained differently,
+    such as a frozen and a fine-tuned one; without it all epochs are one.
     """
 
     name: str
@@ -55,6 +67,7 @@ class App:
     objective: str | Callable[[Any, Spec], str] = "val_loss"
     direction: Literal["min", "max"] = "min"
     fit: Callable[[Run], None] | None = None
+    phases: Callable[[Any, Spec], Sequence[Phase]] | None = None
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
         """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""

@@ -82,8 +82,8 @@ def synchronize_batch_norm(model: keras.Model) -> None:
             layer.synchronized = True
 
 
-def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """The optimizer that the config names, with its schedule, clipping and weight decay."""
+def make_optimizer(config: TrainingConfig, learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
+    """The optimizer that the config names, with its schedule over `steps`, clipping and weight decay."""
     kinds = {
         "sgd": ("SGD", {}),
         "momentum": ("SGD", {"momentum": 0.9}),
@@ -97,9 +97,9 @@ def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimi
     name, options = kinds[config.optimizer]
     if config.weight_decay:
         options = {**options, "weight_decay": config.weight_decay}
-    learning_rate = _learning_rate(config, config.epochs * steps_per_epoch)
+    schedule = _schedule(config, learning_rate, steps)
     clip = config.clip_norm or None
-    return getattr(keras.optimizers, name)(learning_rate=learning_rate, global_clipnorm=clip, **options)
+    return getattr(keras.optimizers, name)(learning_rate=schedule, global_clipnorm=clip, **options)
 
 
 def make_regularizer(config: TrainingConfig) -> keras.regularizers.Regularizer | None:
@@ -112,11 +112,16 @@ def make_regularizer(config: TrainingConfig) -> keras.regularizers.Regularizer |
 
 
 def compile_model(
-    model: keras.Model, app: Any, config: TrainingConfig, spec: Spec, runtime: Runtime, steps: int
+    model: keras.Model,
+    app: Any,
+    config: TrainingConfig,
+    spec: Spec,
+    runtime: Runtime,
+    optimizer: keras.optimizers.Optimizer,
 ) -> None:
     """Give the model its loss, metrics and optimizer."""
     model.compile(
-        optimizer=make_optimizer(config, steps),
+        optimizer=optimizer,
         loss=app.resolve("loss", config, spec),
         metrics=app.resolve("metrics", config, spec),
         loss_weights=app.resolve("loss_weights", config, spec),
@@ -124,9 +129,8 @@ def compile_model(
     )
 
 
-def _learning_rate(config: TrainingConfig, steps: int) -> Any:
+def _schedule(config: TrainingConfig, rate: float, steps: int) -> Any:
     schedules = keras.optimizers.schedules
-    rate = config.learning_rate
     if config.schedule == "cosine":
         return schedules.CosineDecay(rate, steps)
     if config.schedule == "linear":
