@@ -3,7 +3,7 @@
 Importing this package is quick: TensorFlow, Keras and MLflow are imported when they are first used.
 """
 
-from loom.app import Answer, App, Metrics
+from loom.app import Answer, App, Metrics, Phase
 from loom.cli import main
 from loom.config import TrainingConfig
 from loom.data.pipeline import Data, Ragged, Split
@@ -16,6 +16,7 @@ __all__ = [
     "Data",
     "Field",
     "Metrics",
+    "Phase",
     "Ragged",
     "Spec",
     "Split",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-    from loom.data.pipeline import Data
+    from loom.data.pipeline import Augment, Data
     from loom.data.spec import Spec
     from loom.run import Run
     from loom.trained import Trained
@@ -32,12 +32,27 @@ Answer = dict[str, Any]
 
 
 @dataclass(frozen=True)
+class Phase:
+    """Epochs in a row that train the same part of the model with an optimizer of their own; see `App.phases`."""
+
+    name: str
+    epochs: int
+    learning_rate: float
+    set_trainable: Callable[[keras.Model], None] | None = None
+    """Says of all of the model's layers whether they are trained, whatever they were before."""
+
+
+@dataclass(frozen=True)
 class App:
     """The functions that make an application; `docs/applications.md` walks through one.
 
     `loss`, `metrics` and `loss_weights` are what `keras.Model.compile` takes, by output name, or functions of
     `(config, spec)` that return it; so is `objective`, the metric that early stopping and searches look at, which is to
     fall unless `direction` is "max".
+
+    `augment` gives what changes training batches at random (`loom.data.augment`), if anything. `start` sets weights
+    that a new model starts from, and returns a sentence on each thing that may surprise. `phases` divides the epochs of
+    a run into stretches that are trained differently, such as a frozen and a fine-tuned one; without it all are one.
     """
 
     name: str
@@ -55,6 +70,9 @@ class App:
     objective: str | Callable[[Any, Spec], str] = "val_loss"
     direction: Literal["min", "max"] = "min"
     fit: Callable[[Run], None] | None = None
+    phases: Callable[[Any, Spec], Sequence[Phase]] | None = None
+    augment: Callable[[Any, Spec], Augment | None] | None = None
+    start: Callable[[Any, keras.Model], Sequence[str]] | None = None
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
         """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""

@@ -39,6 +39,7 @@ class Recorder(keras.callbacks.Callback):
         self._pending: Future[None] | None = None
         self._records: list[dict[str, Any]] = checkpoint.progress(state)["epochs"] if state else []
         self._epoch_start = self._validation_start = 0.0
+        self._watching = False
         self._closed = threading.Event()
         self.seconds = 0.0
         """Time spent here while training waited."""
@@ -53,11 +54,14 @@ class Recorder(keras.callbacks.Callback):
             self._run.config.epochs, len(self._run.train_batches), lambda: self._run.train_batches.served
         )
         self._run.history[:] = [record["metrics"] for record in self._records]
-        threading.Thread(target=self._watch_first_step, args=(self._iterations(),), daemon=True).start()
+        self._announce_phase()
 
     def on_epoch_begin(self, epoch: int, logs: Metrics | None = None) -> None:
         """Order the epoch's examples."""
         self._run.train_batches.epoch = epoch
+        if not self._watching:
+            self._watching = True
+            threading.Thread(target=self._watch_first_step, args=(self._iterations(),), daemon=True).start()
         self._progress.start_epoch(epoch)
         self._epoch_start = self._validation_start = time.perf_counter()
 
@@ -70,7 +74,7 @@ class Recorder(keras.callbacks.Callback):
         start = time.perf_counter()
         self._check_objective(logs or {})
         metrics = self._metrics(logs or {}, start)
-        record = {"epoch": epoch, "timestamp": now(), "metrics": metrics}
+        record = {"epoch": epoch, "phase": self._run.phase, "timestamp": now(), "metrics": metrics}
         self._records.append(record)
         self._run.history.append(metrics)
         self._progress.end_epoch(epoch, metrics)
@@ -98,6 +102,16 @@ class Recorder(keras.callbacks.Callback):
         self._closed.set()
         self._writer.shutdown()
 
+    def _announce_phase(self) -> None:
+        run = self._run
+        if len(run.phases) == 1 or run.initial_epoch >= run.last_epoch:
+            return
+        trained = sum(math.prod(variable.shape) for variable in self.model.trainable_variables)
+        self._progress.say(
+            f"phase {run.phase + 1}/{len(run.phases)}, {run.phases[run.phase].name}: trains {trained:,} of "
+            f"{self.model.count_params():,} parameters, learning rate {run.phases[run.phase].learning_rate:g}"
+        )
+
     def _check_objective(self, logs: Metrics) -> None:
         run = self._run
         objective = run.app.resolve("objective", run.config, run.data.spec)
@@ -107,6 +121,8 @@ class Recorder(keras.callbacks.Callback):
     def _metrics(self, logs: Metrics, end: float) -> Metrics:
         metrics = {name if name.startswith("val_") else f"train_{name}": float(value) for name, value in logs.items()}
         metrics["lr"] = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        if len(self._run.phases) > 1:
+            metrics["phase"] = self._run.phase + 1.0
         metrics["epoch_seconds"] = end - self._epoch_start
         training = max(self._validation_start - self._epoch_start, 1e-9)
         metrics["examples_per_second"] = len(self._run.data.train) / training

@@ -44,7 +44,7 @@ def new_figure(columns: int = 1, width: float = 6.0, height: float = 4.0) -> tup
 
 
 def learning_curves(history: Sequence[Metrics]) -> Figure:
-    """Loss and every other metric against the epoch, training beside validation."""
+    """Loss and every other metric against the epoch, training beside validation; a line where a phase begins."""
     names = [name.removeprefix("train_") for name in history[0] if name.startswith("train_")]
     figure, axes = new_figure(len(names), 4.5, 3.4)
     epochs = range(1, len(history) + 1)
@@ -52,6 +52,9 @@ def learning_curves(history: Sequence[Metrics]) -> Figure:
         for part, style in (("train", "--"), ("val", "-")):
             values = [metrics.get(f"{part}_{name}", np.nan) for metrics in history]
             axis.plot(epochs, values, style, marker="o", markersize=3, label={"val": "validation"}.get(part, part))
+        for epoch in epochs[:-1]:
+            if history[epoch].get("phase") != history[epoch - 1].get("phase"):
+                axis.axvline(epoch + 0.5, color="grey", linewidth=0.8, label="next phase")
         axis.set(xlabel="epoch", title=name)
         axis.locator_params(axis="x", integer=True)
     axes[0].legend(frameon=False)
@@ -208,5 +211,6 @@ def show(console: Console, run: Run, baselines: Mapping[str, Metrics], tracker: 
 
 
 def _example(run: Run) -> str:
-    columns = [column.name for column in run.data.spec.inputs]
-    return '"some text"' if len(columns) == 1 else "rows.csv"
+    kinds = [column.kind for column in run.data.spec.inputs]
+    examples = {"text": '"some text"', "image": "picture.png"}
+    return examples.get(kinds[0], "rows.csv") if len(kinds) == 1 else "rows.csv"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -10,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loom.app import App, Metrics
+from loom.app import App, Metrics, Phase
 from loom.config import TrainingConfig
 from loom.data.pipeline import Batches, Data, Split, bucket_lengths
 from loom.lazy import keras
-from loom.runtime import full_precision
+from loom.runtime import compile_model, full_precision, make_optimizer
 from loom.trained import Trained
 
 if TYPE_CHECKING:
@@ -39,6 +40,13 @@ class Run:
     callbacks: list[keras.callbacks.Callback] = field(default_factory=list)
     """What `fit` has to pass to Keras: order of the data, early stopping, progress, tracking, checkpoint."""
     initial_epoch: int = 0
+    """The first epoch that `fit` has to train."""
+    phase: int = 0
+    """The phase that this epoch belongs to, an index into `phases`."""
+    last_epoch: int = 0
+    """The first epoch that no longer belongs to it."""
+    is_over: bool = False
+    """Whether training ends with the phase, whatever was to follow."""
     history: list[Metrics] = field(default_factory=list)
     """Metrics of each epoch."""
     test_metrics: Metrics = field(default_factory=dict)
@@ -49,11 +57,21 @@ class Run:
         self.train_batches = self.batches(self.data.train, shuffle=True)
 
     def batches(self, split: Split, shuffle: bool = False) -> Batches:
-        """Batches of one part of the data, padded to one more length where it has longer sequences than training."""
+        """Batches of one part of the data, padded to one more length where it has longer sequences than training.
+
+        Those that are shuffled are training batches: they are augmented too.
+        """
         seed = self.config.seed if shuffle else None
+        augment = self.app.augment(self.config, self.data.spec) if shuffle and self.app.augment else None
         longest = bucket_lengths(split.lengths, 1)
         buckets = self.buckets + longest if longest > self.buckets[-1:] else self.buckets
-        return Batches(split.inputs, split.targets, self.config.batch_size, buckets, seed)
+        return Batches(split.inputs, split.targets, self.config.batch_size, buckets, seed, augment)
+
+    @cached_property
+    def phases(self) -> Sequence[Phase]:
+        """What training consists of."""
+        whole = Phase("training", self.config.epochs, self.config.learning_rate)
+        return self.app.phases(self.config, self.data.spec) if self.app.phases else (whole,)
 
     @cached_property
     def trained(self) -> Trained:
@@ -95,14 +113,46 @@ def measure(run: Run) -> Metrics:
     return dict(judge.evaluate(outputs, targets, batch_size=TEST_BATCH, return_dict=True, verbose=0))
 
 
+def begin_phase(run: Run, number: int) -> None:
+    """Choose what is trained from the next epoch on, and give the model loss, metrics and a new optimizer."""
+    phase = run.phases[number]
+    run.phase, run.last_epoch = number, run.initial_epoch + phase.epochs
+    if phase.set_trainable is not None:
+        phase.set_trainable(run.model)
+    with run.runtime.scope():
+        steps = phase.epochs * len(run.train_batches)
+        optimizer = make_optimizer(run.config, phase.learning_rate, steps)
+        compile_model(run.model, run.app, run.config, run.data.spec, run.runtime, optimizer)
+        optimizer.build(run.model.trainable_variables)
+    if run.runtime.strategy is None:
+        _build_metrics(run)
+
+
+def _build_metrics(run: Run) -> None:
+    """Make the variables of losses and metrics: a first step that has to make them is traced twice."""
+    outputs = {
+        name: keras.ops.zeros([size or 1 for size in tensor.shape], tensor.dtype)
+        for name, tensor in run.model.output.items()
+    }
+    targets = {name: keras.ops.convert_to_tensor(target[:1]) for name, target in run.data.train.targets.items()}
+    run.model.compute_loss(None, targets, outputs)
+    run.model.compute_metrics(None, targets, outputs)
+    run.model.reset_metrics()
+
+
 def fit(run: Run) -> None:
-    """Train with `keras.Model.fit`: the default of every application."""
-    run.model.fit(
-        run.train_batches.dataset(),
-        validation_data=run.batches(run.data.validation).dataset(),
-        epochs=run.config.epochs,
-        initial_epoch=run.initial_epoch,
-        callbacks=run.callbacks,
-        shuffle=False,  # Batches has shuffled
-        verbose=0,
-    )
+    """Train with `keras.Model.fit`, phase after phase: the default of every application."""
+    while True:
+        history = run.model.fit(
+            run.train_batches.dataset(),
+            validation_data=run.batches(run.data.validation).dataset(),
+            epochs=run.last_epoch,
+            initial_epoch=run.initial_epoch,
+            callbacks=run.callbacks,
+            shuffle=False,  # Batches has shuffled
+            verbose=0,
+        )
+        run.initial_epoch += len(history.epoch)
+        if run.is_over or run.phase == len(run.phases) - 1:
+            return
+        begin_phase(run, run.phase + 1)

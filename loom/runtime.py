@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BFLOAT16_CAPABILITY = (8, 0)
 FLOAT16_CAPABILITY = (7, 0)
 """NVIDIA compute capabilities from which tensor cores take these types."""
+ONE_CYCLE_START, ONE_CYCLE_RISING = 0.04, 0.3
+"""Learning rate of the first step, in terms of the highest, and the share of the steps in which it rises."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +84,8 @@ def synchronize_batch_norm(model: keras.Model) -> None:
             layer.synchronized = True
 
 
-def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """The optimizer that the config names, with its schedule, clipping and weight decay."""
+def make_optimizer(config: TrainingConfig, learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
+    """The optimizer that the config names, with its schedule over `steps`, clipping and weight decay."""
     kinds = {
         "sgd": ("SGD", {}),
         "momentum": ("SGD", {"momentum": 0.9}),
@@ -97,26 +99,29 @@ def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimi
     name, options = kinds[config.optimizer]
     if config.weight_decay:
         options = {**options, "weight_decay": config.weight_decay}
-    learning_rate = _learning_rate(config, config.epochs * steps_per_epoch)
+    schedule = _schedule(config, learning_rate, steps)
     clip = config.clip_norm or None
-    return getattr(keras.optimizers, name)(learning_rate=learning_rate, global_clipnorm=clip, **options)
+    return getattr(keras.optimizers, name)(learning_rate=schedule, global_clipnorm=clip, **options)
 
 
 def make_regularizer(config: TrainingConfig) -> keras.regularizers.Regularizer | None:
-    """The penalty that the config names, for the kernels of dense layers."""
-    if config.regularization == "none":
-        return None
-    return {"l1": keras.regularizers.L1, "l2": keras.regularizers.L2}[config.regularization](
-        config.regularization_strength
-    )
+    """The penalty that the config names, for the kernels of dense and convolutional layers."""
+    kinds = {"l1": keras.regularizers.L1, "l2": keras.regularizers.L2}
+    kind = kinds.get(config.regularization)
+    return kind(config.regularization_strength) if kind else None
 
 
 def compile_model(
-    model: keras.Model, app: Any, config: TrainingConfig, spec: Spec, runtime: Runtime, steps: int
+    model: keras.Model,
+    app: Any,
+    config: TrainingConfig,
+    spec: Spec,
+    runtime: Runtime,
+    optimizer: keras.optimizers.Optimizer,
 ) -> None:
     """Give the model its loss, metrics and optimizer."""
     model.compile(
-        optimizer=make_optimizer(config, steps),
+        optimizer=optimizer,
         loss=app.resolve("loss", config, spec),
         metrics=app.resolve("metrics", config, spec),
         loss_weights=app.resolve("loss_weights", config, spec),
@@ -124,15 +129,20 @@ def compile_model(
     )
 
 
-def _learning_rate(config: TrainingConfig, steps: int) -> Any:
+def _schedule(config: TrainingConfig, rate: float, steps: int) -> Any:
     schedules = keras.optimizers.schedules
-    rate = config.learning_rate
     if config.schedule == "cosine":
         return schedules.CosineDecay(rate, steps)
     if config.schedule == "linear":
         return schedules.PolynomialDecay(rate, steps, end_learning_rate=0.0)
     if config.schedule == "exponential":
         return schedules.ExponentialDecay(rate, steps, 0.01)
+    if config.schedule == "onecycle":
+        # Smith and Topin 2018: linearly up to the highest rate, then down to nothing along a cosine.
+        rising = max(1, round(ONE_CYCLE_RISING * steps))
+        return schedules.CosineDecay(
+            ONE_CYCLE_START * rate, max(1, steps - rising), warmup_target=rate, warmup_steps=rising
+        )
     return rate
 
 

@@ -19,12 +19,13 @@ from loom.background import Baselines
 from loom.closing import closed_properly
 from loom.config import TrainingConfig, changed_fields
 from loom.data.encode import Encoder
+from loom.data.files import as_base64
 from loom.data.pipeline import Data
 from loom.errors import UserError
 from loom.fresh import TOLERANCE, FreshProcess, largest_difference
 from loom.lazy import keras
 from loom.progress import Progress
-from loom.run import Run, fit, measure
+from loom.run import Run, begin_phase, fit, measure
 from loom.saving import MODEL, save_model
 from loom.tracking import Store, Tracker, read_json, run_tags, versions
 
@@ -140,26 +141,13 @@ def build_run(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run
     """Build the model for examples that are numbers; the same one, whatever this process has done before."""
     settings = runtime.start(config)
     with settings.scope():
-        run = Run(app, config, data, settings, app.build(config, data.spec), folder)
+        model = app.build(config, data.spec)
+        notes = app.start(config, model) if app.start else ()
+        run = Run(app, config, replace(data, notes=(*data.notes, *notes)), settings, model, folder)
         if config.devices > 1:
             runtime.synchronize_batch_norm(run.model)
-        runtime.compile_model(run.model, app, config, data.spec, settings, len(run.train_batches))
-        run.model.optimizer.build(run.model.trainable_variables)
-    if settings.strategy is None:
-        _build_metrics(run)
+    begin_phase(run, 0)
     return run
-
-
-def _build_metrics(run: Run) -> None:
-    """Make the variables of losses and metrics: a first step that has to make them is traced twice."""
-    outputs = {
-        name: keras.ops.zeros([size or 1 for size in tensor.shape], tensor.dtype)
-        for name, tensor in run.model.output.items()
-    }
-    targets = {name: keras.ops.convert_to_tensor(target[:1]) for name, target in run.data.train.targets.items()}
-    run.model.compute_loss(None, targets, outputs)
-    run.model.compute_metrics(None, targets, outputs)
-    run.model.reset_metrics()
 
 
 def _new_run(store: Store, run: Run, tags: Mapping[str, str]) -> Tracker:
@@ -251,13 +239,23 @@ def fit_recorded(run: Run, tracker: Tracker, progress: Progress) -> Recorder:
         run.callbacks.append(stopping)
     run.callbacks.append(recorder)
     if state is not None:
-        done = checkpoint.progress(state)
-        run.initial_epoch = run.config.epochs if done["stopped"] else len(done["epochs"])
+        _go_on_in_phase(run, checkpoint.progress(state))
     try:
         (run.app.fit or fit)(run)
     finally:
         recorder.close()
     return recorder
+
+
+def _go_on_in_phase(run: Run, progress: Mapping[str, Any]) -> None:
+    """Begin the phase of the last epoch again: the checkpoint holds the state of its optimizer."""
+    phases = [record.get("phase", 0) for record in progress["epochs"]]
+    if phases[-1] != run.phase:
+        run.initial_epoch = phases.index(phases[-1])
+        begin_phase(run, phases[-1])
+    run.initial_epoch = len(phases)
+    if progress["stopped"]:
+        run.last_epoch = len(phases)
 
 
 def _save(training: Training) -> Path:
@@ -306,10 +304,10 @@ def _conclude(run: Run, tracker: Tracker, progress: Progress, outcome: Outcome) 
 
 
 def as_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries that JSON can hold; missing values are None."""
+    """Rows as dictionaries that JSON can hold; missing values are None, images base64 text."""
     values = frame.astype(object)
     return [
-        {str(name): value for name, value in row.items()}
+        {str(name): as_base64(value) if isinstance(value, bytes) else value for name, value in row.items()}
         for row in values.where(frame.notna(), None).to_dict("records")
     ]
 

@@ -208,7 +208,7 @@ class Trainer:
                 if task.parent is not None:
                     checkpoint.take_over(RecordedRun(store, store.run(task.parent)), tracker)
                 if self._go_on(tracker, run, task, report):
-                    run.callbacks.append(_reporting(report, task.objective))
+                    run.callbacks.append(_reporting(run, report, task.objective))
                     fit_recorded(run, tracker, Progress(Console(quiet=True), start))
         finally:
             tracker.release()
@@ -311,14 +311,14 @@ def recorded_name(metric: str) -> str:
     return metric if metric.startswith("val_") else f"train_{metric}"
 
 
-def _reporting(report: Report, objective: str) -> Any:
+def _reporting(run: Any, report: Report, objective: str) -> Any:
     from loom.lazy import keras
 
     class Reporting(keras.callbacks.Callback):
         def on_epoch_end(self, epoch: int, logs: Mapping[str, float] | None = None) -> None:
             value = (logs or {}).get(objective)
             if value is not None and not report(epoch, float(value)):
-                self.model.stop_training = True
+                self.model.stop_training = run.is_over = True
 
     return Reporting()
 
