@@ -37,10 +37,11 @@ class App:
 
     `loss`, `metrics` and `loss_weights` are what `keras.Model.compile` takes, by output name, or functions of
     `(config, spec)` that return it; so is `objective`, the metric that early stopping and searches look at, which is to
-    fall unless `direction` is "max".
+    fall unless `direction` is "max". `loss` is None where the model's own steps compute it.
 
     `augment` gives what changes training batches at random (`loom.data.augment`), if anything. `start` sets weights
-    that a new model starts from, and returns a sentence on each thing that may surprise.
+    that a new model starts from, and returns a sentence on each thing that may surprise. `optimizer` makes what
+    `compile` takes from `(config, steps per epoch)`, where that is not the one optimizer that the config names.
     """
 
     name: str
@@ -60,6 +61,7 @@ class App:
     fit: Callable[[Run], None] | None = None
     augment: Callable[[Any, Spec], Augment | None] | None = None
     start: Callable[[Any, keras.Model], Sequence[str]] | None = None
+    optimizer: Callable[[Any, int], Any] | None = None
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
         """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""

@@ -86,9 +86,9 @@ def measure(run: Run) -> Metrics:
     """Loss and metrics on the test examples, from the outputs that the report shows: one pass serves both.
 
     The loss is the data's alone, without the penalties of regularizers. Outputs with values for each step have masks,
-    which only the model itself knows: those are tested by the model.
+    which only the model itself knows: those are tested by the model, as is what has no loss of its outputs.
     """
-    if any(None in output.shape[1:] for output in run.model.output.values()):
+    if run.app.loss is None or any(None in output.shape[1:] for output in run.model.output.values()):
         return dict(run.model.evaluate(run.batches(run.data.test).dataset(), return_dict=True, verbose=0))
     outputs, resolve = run.test_outputs(), partial(run.app.resolve, config=run.config, spec=run.data.spec)
     with full_precision():

@@ -88,13 +88,13 @@ def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimi
     """The optimizer that the config names, with its schedule, clipping and weight decay."""
     kinds = {
         "sgd": ("SGD", {}),
-        "momentum": ("SGD", {"momentum": 0.9}),
-        "nesterov": ("SGD", {"momentum": 0.9, "nesterov": True}),
+        "momentum": ("SGD", {"momentum": config.momentum}),
+        "nesterov": ("SGD", {"momentum": config.momentum, "nesterov": True}),
         "adagrad": ("Adagrad", {}),
         "rmsprop": ("RMSprop", {}),
-        "adam": ("Adam", {}),
-        "adamw": ("AdamW", {}),
-        "lion": ("Lion", {}),
+        "adam": ("Adam", {"beta_1": config.momentum}),
+        "adamw": ("AdamW", {"beta_1": config.momentum}),
+        "lion": ("Lion", {"beta_1": config.momentum}),
     }
     name, options = kinds[config.optimizer]
     if config.weight_decay:
@@ -116,7 +116,7 @@ def compile_model(
 ) -> None:
     """Give the model its loss, metrics and optimizer."""
     model.compile(
-        optimizer=make_optimizer(config, steps),
+        optimizer=(app.optimizer or make_optimizer)(config, steps),
         loss=app.resolve("loss", config, spec),
         metrics=app.resolve("metrics", config, spec),
         loss_weights=app.resolve("loss_weights", config, spec),

@@ -147,8 +147,9 @@ def build_run(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run
         if config.devices > 1:
             runtime.synchronize_batch_norm(run.model)
         runtime.compile_model(run.model, app, config, data.spec, settings, len(run.train_batches))
-        run.model.optimizer.build(run.model.trainable_variables)
-    if settings.strategy is None:
+        if not run.model.optimizer.built:
+            run.model.optimizer.build(run.model.trainable_variables)
+    if settings.strategy is None and app.loss is not None:
         _build_metrics(run)
     return run
 
