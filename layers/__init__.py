@@ -7,6 +7,7 @@ from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch
 from layers.crf import CRF, CRFLoss, viterbi
 from layers.dates import DateFeatures
 from layers.images import DecodeImages, RandomElastic, StepSeeds
+from layers.latent import GaussianDivergence, GaussianSample, SeededNormal
 from layers.losses import PerceptronLoss, TripletLoss
 from layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, sinusoids
@@ -38,6 +39,8 @@ __all__ = [
     "Elman",
     "ElmanCell",
     "GRUCell",
+    "GaussianDivergence",
+    "GaussianSample",
     "LSTMCell",
     "LayerNorm",
     "LearnedPositions",
@@ -49,6 +52,7 @@ __all__ = [
     "RMSNorm",
     "RandomElastic",
     "RotaryPositions",
+    "SeededNormal",
     "Segmented",
     "Shorten",
     "SinusoidalPositions",

@@ -48,11 +48,13 @@ class App:
 
     `loss`, `metrics` and `loss_weights` are what `keras.Model.compile` takes, by output name, or functions of
     `(config, spec)` that return it; so is `objective`, the metric that early stopping and searches look at, which is to
-    fall unless `direction` is "max".
+    fall unless `direction` is "max". `loss` is None where the model's own steps compute it.
 
     `augment` gives what changes training batches at random (`loom.data.augment`), if anything. `start` sets weights
     that a new model starts from, and returns a sentence on each thing that may surprise. `phases` divides the epochs of
     a run into stretches that are trained differently, such as a frozen and a fine-tuned one; without it all are one.
+    `optimizer` makes what `compile` takes from `(config, learning rate, steps)`, where that is not the one optimizer
+    that the config names.
     """
 
     name: str
@@ -73,6 +75,7 @@ class App:
     phases: Callable[[Any, Spec], Sequence[Phase]] | None = None
     augment: Callable[[Any, Spec], Augment | None] | None = None
     start: Callable[[Any, keras.Model], Sequence[str]] | None = None
+    optimizer: Callable[[Any, float, int], Any] | None = None
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
         """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""

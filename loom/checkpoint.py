@@ -113,7 +113,9 @@ def _folder(tracker: RecordedRun) -> Path:
 
 
 def _variables(model: keras.Model) -> list[Any]:
-    return [*model.variables, *model.optimizer.variables]
+    """Those of the model and its optimizer, or its `optimizers` where it has several."""
+    optimizers = getattr(model, "optimizers", [model.optimizer])
+    return [*model.variables, *(variable for optimizer in optimizers for variable in optimizer.variables)]
 
 
 def _value(variable: Any) -> Any:

@@ -46,6 +46,8 @@ class TrainingConfig:
     """Number of sequence lengths that batches are padded to; more means less padding and more compilations."""
     optimizer: Optimizer = "adam"
     """Update rule."""
+    momentum: float = 0.9
+    """Share of the past in the running mean of gradients: in momentum and nesterov, and β₁ of adam, adamw and lion."""
     learning_rate: float = 0.001
     """Learning rate of the first step, of `onecycle` the highest one."""
     schedule: Schedule = "constant"
@@ -92,6 +94,7 @@ class TrainingConfig:
         self.require("max_train", not self.max_train or self.train_fraction == 1, "give this or --train-fraction")
         self.require("split_seed", self.split_seed >= -1, "must be at least 0, or -1 for that of --seed")
         self.require("max_bad", 0 <= self.max_bad <= 1, "must lie between 0 and 1")
+        self.require("momentum", 0 <= self.momentum < 1, "must be at least 0 and below 1")
         self.require("learning_rate", self.learning_rate > 0, "must be greater than 0")
         self.require("devices", self.batch_size >= self.devices, f"must not exceed --batch-size {self.batch_size}")
         if self.devices > 1:

@@ -45,13 +45,15 @@ def new_figure(columns: int = 1, width: float = 6.0, height: float = 4.0) -> tup
 
 def learning_curves(history: Sequence[Metrics]) -> Figure:
     """Loss and every other metric against the epoch, training beside validation; a line where a phase begins."""
-    names = [name.removeprefix("train_") for name in history[0] if name.startswith("train_")]
+    recorded = [name.partition("_") for name in history[0] if name.startswith(("train_", "val_"))]
+    names = list(dict.fromkeys(name for _, _, name in recorded))
     figure, axes = new_figure(len(names), 4.5, 3.4)
     epochs = range(1, len(history) + 1)
     for axis, name in zip(axes, names, strict=True):
         for part, style in (("train", "--"), ("val", "-")):
             values = [metrics.get(f"{part}_{name}", np.nan) for metrics in history]
-            axis.plot(epochs, values, style, marker="o", markersize=3, label={"val": "validation"}.get(part, part))
+            if not np.isnan(values).all():
+                axis.plot(epochs, values, style, marker="o", markersize=3, label={"val": "validation"}.get(part, part))
         for epoch in epochs[:-1]:
             if history[epoch].get("phase") != history[epoch - 1].get("phase"):
                 axis.axvline(epoch + 0.5, color="grey", linewidth=0.8, label="next phase")
@@ -167,7 +169,7 @@ def _draw_lines(axis: Axes, lines: list[list[tuple[str, float]]], y: int, limit:
 
 def advice(history: Sequence[Metrics]) -> list[str]:
     """What the learning curves say, with the usual remedies; empty where nothing stands out."""
-    if len(history) < 3:
+    if len(history) < 3 or "train_loss" not in history[0]:  # losses of adversaries need not fall
         return []
     train = [metrics["train_loss"] for metrics in history]
     validation = [metrics["val_loss"] for metrics in history]

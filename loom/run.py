@@ -100,9 +100,9 @@ def measure(run: Run) -> Metrics:
     """Loss and metrics on the test examples, from the outputs that the report shows: one pass serves both.
 
     The loss is the data's alone, without the penalties of regularizers. Outputs with values for each step have masks,
-    which only the model itself knows: those are tested by the model.
+    which only the model itself knows: those are tested by the model, as is what has no loss of its outputs.
     """
-    if any(None in output.shape[1:] for output in run.model.output.values()):
+    if run.app.loss is None or any(None in output.shape[1:] for output in run.model.output.values()):
         return dict(run.model.evaluate(run.batches(run.data.test).dataset(), return_dict=True, verbose=0))
     outputs, resolve = run.test_outputs(), partial(run.app.resolve, config=run.config, spec=run.data.spec)
     with full_precision():
@@ -121,10 +121,11 @@ def begin_phase(run: Run, number: int) -> None:
         phase.set_trainable(run.model)
     with run.runtime.scope():
         steps = phase.epochs * len(run.train_batches)
-        optimizer = make_optimizer(run.config, phase.learning_rate, steps)
+        optimizer = (run.app.optimizer or make_optimizer)(run.config, phase.learning_rate, steps)
         compile_model(run.model, run.app, run.config, run.data.spec, run.runtime, optimizer)
-        optimizer.build(run.model.trainable_variables)
-    if run.runtime.strategy is None:
+        if not run.model.optimizer.built:
+            run.model.optimizer.build(run.model.trainable_variables)
+    if run.runtime.strategy is None and run.app.loss is not None:
         _build_metrics(run)
 
 

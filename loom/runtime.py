@@ -88,13 +88,13 @@ def make_optimizer(config: TrainingConfig, learning_rate: float, steps: int) -> 
     """The optimizer that the config names, with its schedule over `steps`, clipping and weight decay."""
     kinds = {
         "sgd": ("SGD", {}),
-        "momentum": ("SGD", {"momentum": 0.9}),
-        "nesterov": ("SGD", {"momentum": 0.9, "nesterov": True}),
+        "momentum": ("SGD", {"momentum": config.momentum}),
+        "nesterov": ("SGD", {"momentum": config.momentum, "nesterov": True}),
         "adagrad": ("Adagrad", {}),
         "rmsprop": ("RMSprop", {}),
-        "adam": ("Adam", {}),
-        "adamw": ("AdamW", {}),
-        "lion": ("Lion", {}),
+        "adam": ("Adam", {"beta_1": config.momentum}),
+        "adamw": ("AdamW", {"beta_1": config.momentum}),
+        "lion": ("Lion", {"beta_1": config.momentum}),
     }
     name, options = kinds[config.optimizer]
     if config.weight_decay:
