@@ -94,7 +94,7 @@ def load(config: Config) -> Data:
 def build(config: Config, spec: Spec) -> keras.Model:
     """Pixels to the probability (or, with squared errors, the score) of each class."""
     pixels = image_input(spec.input(IMAGE))
-    features = {"mlp": _mlp, "lenet": _lenet, "cnn": _cnn, "resnet": _resnet}[config.model](scale(pixels), config)
+    features = hidden_layers(scale(pixels), config)
     output = keras.layers.Dense(
         len(spec.target(LABEL).vocabulary),
         "softmax" if config.loss == "crossentropy" else "linear",
@@ -107,6 +107,11 @@ def build(config: Config, spec: Spec) -> keras.Model:
     return keras.Model({IMAGE: pixels}, {LABEL: output})
 
 
+def hidden_layers(image: keras.KerasTensor, config: Config) -> keras.KerasTensor:
+    """What comes before the output: values from 0 to 1 to one vector. `autoencoder` encodes with the same layers."""
+    return {"mlp": _mlp, "lenet": _lenet, "cnn": _cnn, "resnet": _resnet}[config.model](image, config)
+
+
 def _mlp(image: keras.KerasTensor, config: Config) -> keras.KerasTensor:
     """Hidden layers on all pixels at once."""
     vector = keras.layers.Flatten()(image)
@@ -117,10 +122,10 @@ def _mlp(image: keras.KerasTensor, config: Config) -> keras.KerasTensor:
 
 def _lenet(image: keras.KerasTensor, config: Config) -> keras.KerasTensor:
     """LeNet-5 (LeCun et al. 1998), with a softmax in place of its radial basis functions."""
-    maps = keras.layers.AveragePooling2D(padding="same")(_convolution(image, 6, config, "1", size=5))
+    maps = keras.layers.AveragePooling2D(2, padding="same")(_convolution(image, 6, config, "1", size=5))
     padding = "valid" if min(maps.shape[1:3]) >= 10 else "same"
     maps = _convolution(maps, 16, config, "2", size=5, padding=padding)
-    vector = keras.layers.Flatten()(_drop(keras.layers.AveragePooling2D(padding="same")(maps), config))
+    vector = keras.layers.Flatten()(_drop(keras.layers.AveragePooling2D(2, padding="same")(maps), config))
     for number, units in enumerate((120, 84), start=1):
         vector = _drop(_dense(vector, units, config, number), config)
     return vector

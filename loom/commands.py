@@ -112,8 +112,11 @@ def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
         answers = process.answers(model)
     finally:
         process.close()
-    for row, answer in zip(rows, answers, strict=True):
-        print(json.dumps(answer, ensure_ascii=False) if as_json else _describe(row, answer))
+    for number, (row, answer) in enumerate(zip(rows, answers, strict=True), start=1):
+        if as_json:
+            print(json.dumps(answer, ensure_ascii=False))
+        else:
+            print(_describe(row, _with_images_in_files(answer, Path("predictions") / run_id, number)))
     return 0
 
 
@@ -185,14 +188,34 @@ def _json_row(text: str, names: list[str]) -> dict[str, Any]:
     return {name: row.get(name) for name in names}
 
 
+def _with_images_in_files(answer: Answer, folder: Path, number: int) -> Answer:
+    """An answer for the screen, where images are named by the files that they are written to."""
+    from loom.data.files import as_bytes, is_png
+
+    shown = dict(answer)
+    for name, value in answer.items():
+        if is_png(value):
+            folder.mkdir(parents=True, exist_ok=True)
+            path = folder / f"{name}_{number}.png"
+            path.write_bytes(as_bytes(name, value))
+            shown[name] = str(path)
+    return shown
+
+
 def _describe(row: dict[str, Any], answer: Answer) -> str:
-    values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in answer.values()]
+    values = [_as_text(value) for value in answer.values()]
     pairs = [
         value if index == 0 else f"{name} {value}"
         for index, (name, value) in enumerate(zip(answer, values, strict=True))
     ]
     example = " ".join(str(value) for value in row.values() if value is not None)
     return f"{'  '.join(pairs)}  | {example if len(example) <= 80 else example[:77] + '...'}"
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"({', '.join(map(_as_text, value))})"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -70,6 +70,38 @@ def show_image(
         axis.imshow(heat, cmap="jet", alpha=0.45, vmin=0, vmax=1, interpolation="bilinear")
 
 
+def embedding_map(vectors: np.ndarray, classes: Sequence[str], title: str) -> Figure:
+    """Vectors as points in the plane, coloured by class; of more than two features, along their principal components.
+
+    Args:
+        vectors: (count, features).
+        classes: Name of each one's class; no names, or 11 different ones and more, mean one colour.
+        title: Of the figure.
+    """
+    from matplotlib import colormaps
+    from sklearn.decomposition import PCA
+
+    names, share = ("first", "second"), ""
+    points = np.pad(vectors, ((0, 0), (0, max(0, 2 - vectors.shape[1]))))
+    if points.shape[1] > 2:
+        components = PCA(2, random_state=0).fit(points)
+        points, names = components.transform(points), ("first principal component", "second")
+        share = f"\n{components.explained_variance_ratio_.sum():.0%} of the variance"
+    figure, (axis,) = new_figure(1, 7.0, 5.5)
+    found = sorted(set(classes))
+    if not 1 <= len(found) <= colormaps["tab10"].N:
+        axis.scatter(points[:, 0], points[:, 1], s=8, alpha=0.7)
+        found = []
+    for number, name in enumerate(found):
+        of_class = points[np.array(classes) == name]
+        color = colormaps["tab10"](number)
+        axis.scatter(of_class[:, 0], of_class[:, 1], s=8, alpha=0.7, color=color, label=name)
+    if found:
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+    axis.set(xlabel=names[0], ylabel=names[1], title=title + share)
+    return figure
+
+
 def filters(model: keras.Model) -> Figure | None:
     """What the first layer looks for: its kernels as images, each from its lowest to its highest weight.
 

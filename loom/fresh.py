@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loom.app import Answer
+from loom.data.files import is_png, largest_pixel_difference
 from loom.errors import UserError
 
 TOLERANCE = {"float32": 1e-4, "mixed_bfloat16": 3e-2, "mixed_float16": 5e-3}
@@ -83,6 +84,8 @@ def largest_difference(expected: Any, found: Any) -> float:
         return max((largest_difference(expected[key], found[key]) for key in expected), default=0.0)
     if isinstance(expected, list | tuple) and isinstance(found, list | tuple) and len(expected) == len(found):
         return max(map(largest_difference, expected, found), default=0.0)
+    if is_png(expected) and is_png(found):
+        return largest_pixel_difference(expected, found)
     if _is_missing(expected) or _is_missing(found):
         return 0.0 if _is_missing(expected) and _is_missing(found) else math.inf
     if isinstance(expected, int | float) and isinstance(found, int | float):

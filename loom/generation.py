@@ -144,6 +144,17 @@ def halvings(side: int, filters: int) -> Iterator[int]:
         side, filters = -(-side // 2), 2 * filters
 
 
+def doublings(shape: Sequence[int], filters: int) -> tuple[tuple[int, int, int], list[int]]:
+    """The small map that a decoder starts from, and the filters of the layers that each double its sides.
+
+    Doubled, it is at least as large as `shape`; the last doubling leaves `filters`.
+    """
+    height, width = shape[:2]
+    found = [*halvings(max(height, width), filters)]
+    factor = 2 ** len(found)
+    return (-(-height // factor), -(-width // factor), filters * factor), found[::-1]
+
+
 def _run(network: keras.Model, images: np.ndarray) -> np.ndarray:
     """Outputs of a network, computed in batches."""
     return np.asarray(network.predict(as_fractions(images), batch_size=256, verbose=0), float)
@@ -152,3 +163,8 @@ def _run(network: keras.Model, images: np.ndarray) -> np.ndarray:
 def as_fractions(images: np.ndarray) -> np.ndarray:
     """Pixels from 0 to 1."""
     return images.astype(np.float32) / 255 if images.dtype == np.uint8 else images
+
+
+def as_pixels(images: np.ndarray) -> np.ndarray:
+    """Values from 0 to 1 as uint8 pixels; what lies beyond is cut off."""
+    return np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)

@@ -214,5 +214,5 @@ def show(console: Console, run: Run, baselines: Mapping[str, Metrics], tracker: 
 
 def _example(run: Run) -> str:
     kinds = [column.kind for column in run.data.spec.inputs]
-    examples = {"text": '"some text"', "image": "picture.png"}
+    examples = {"text": '"some text"', "image": "picture.png", "number": "1"}
     return examples.get(kinds[0], "rows.csv") if len(kinds) == 1 else "rows.csv"

@@ -87,8 +87,10 @@ class Run:
         return self.trained.outputs_of(self.data.test.inputs)
 
     def figure(self, name: str, figure: Figure) -> None:
-        """Keep a figure for the run's report."""
-        figure.savefig(self.folder / f"{name}.png", dpi=110)
+        """Keep a figure for the run's report; `name` may be in a folder."""
+        path = self.folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
 
     def table(self, name: str, value: Any) -> None:
         """Keep a JSON value for the run's report."""

@@ -131,7 +131,9 @@ def prepare(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run:
 
 
 def encoded(app: App, config: TrainingConfig, data: Data) -> Data:
-    """The examples as numbers."""
+    """The examples as numbers, if they are none yet."""
+    if data.train.inputs:
+        return data
     with runtime.full_precision():
         encode = Encoder(app.preprocess(config, data.spec), data.spec)
     return data.map_splits(lambda split: replace(split, inputs=encode(split.raw)))

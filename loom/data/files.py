@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from loom.lazy import tf
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
 LONGEST_PATH = 4096
+_PNG_AS_BASE64 = base64.b64encode(b"\x89PNG\r\n\x1a\n")[:10].decode("ascii")
 _SIGNATURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF", b"RIFF": "WebP"}
 
 
@@ -84,6 +86,19 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def is_png(value: Any) -> bool:
+    """Whether a value of an answer is a PNG file as base64 text."""
+    return isinstance(value, str) and value.startswith(_PNG_AS_BASE64)
+
+
+def largest_pixel_difference(first: str, second: str) -> float:
+    """Of two PNG files as base64 text, 0 to 1 or infinite; 0 for one of the 255 steps, which rounding may make."""
+    images = [tf.io.decode_png(base64.b64decode(text)).numpy().astype(float) for text in (first, second)]
+    if images[0].shape != images[1].shape:
+        return math.inf
+    return max(float(np.abs(images[0] - images[1]).max()) - 1, 0.0) / 255
 
 
 def image_shape(content: bytes) -> Shape | None:

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from loom.config import TrainingConfig
+from loom.data.encode import Encoder
 from loom.data.files import SUFFIXES, Shape, encode_png, image_shape, why_no_image
 from loom.data.pipeline import Data, Split
 from loom.data.sources import TFDS, Examples, read_folder, read_tfds, split_examples
 from loom.data.spec import Field, Spec
 from loom.data.tables import Bad, FileKind, check_bad
+from loom.data.targets import classes_to_stratify
 from loom.errors import UserError
 from loom.lazy import keras, layers
+from loom.runtime import full_precision
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,6 +216,28 @@ def load_classes(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digit
         wanted = np.eye(len(index), dtype=np.float32)[indices] if one_hot else indices[:, None]
         splits[name] = Split(part[[IMAGE]], {}, {LABEL: wanted})
     return Data(**splits, spec=Spec((column,), (target,)), source=examples.source, bad=examples.bad, notes=tuple(notes))
+
+
+def load_pixels(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits) -> Data:
+    """Images as what is to be made: decoded already, as the input `image` and, the same arrays, as the target `image`.
+
+    Classes stay in the raw column `label`, for figures and scores.
+
+    Raises:
+        UserError: The source cannot be used, or the images do not fit into memory.
+    """
+    examples = read_images(config, sample)
+    parts = split_examples(examples, config, lambda part: classes_to_stratify(part[LABEL]))
+    column, notes = image_field(IMAGE, parts["train"][IMAGE], config)
+    check_memory(column, sum(map(len, parts.values())))
+    spec = Spec((column,), (column,))
+    with full_precision():
+        encode = Encoder(preprocess(config, spec), spec)
+    splits = {}
+    for name, part in parts.items():
+        pixels = np.asarray(encode(part)[IMAGE])
+        splits[name] = Split(part, {IMAGE: pixels}, {IMAGE: pixels})
+    return Data(**splits, spec=spec, source=examples.source, bad=examples.bad, notes=tuple(notes))
 
 
 def class_field(name: str, labels: pd.Series) -> Field:
