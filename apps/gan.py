@@ -148,10 +148,11 @@ def _normalized(maps: keras.KerasTensor, config: Config) -> keras.KerasTensor:
     return keras.layers.BatchNormalization()(maps) if config.normalizes else maps
 
 
-def optimizer(config: Config, steps_per_epoch: int) -> tuple[Any, Any]:
+def optimizer(config: Config, learning_rate: float, steps: int) -> tuple[Any, Any]:
     """The generator's, and the discriminator's."""
-    of_discriminator = replace(config, learning_rate=config.learning_rate * config.discriminator_rate)
-    return make_optimizer(config, steps_per_epoch), make_optimizer(of_discriminator, steps_per_epoch)
+    rates = (learning_rate, learning_rate * config.discriminator_rate)
+    generator, discriminator = (make_optimizer(config, rate, steps) for rate in rates)
+    return generator, discriminator
 
 
 def fit(run: Run) -> None:
