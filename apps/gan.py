@@ -200,9 +200,9 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     runtime.start(config)
     rng, judge = np.random.default_rng(0), features(data).score
     train, test = (as_fractions(split.targets[IMAGE]) for split in (data.train, data.test))
-    real = train[rng.integers(0, len(train), len(test))]
     noise = rng.normal(train.mean(axis=0), train.std(axis=0), test.shape)
-    return {"noise": judge(test, np.clip(noise, 0, 1)), "real": judge(test, real)}
+    real = train[rng.permutation(len(train))[: len(test)]]
+    return {"noise": judge(test, np.clip(noise, 0, 1)), "real": judge(test[: len(real)], real)}
 
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:

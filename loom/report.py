@@ -50,10 +50,10 @@ def learning_curves(history: Sequence[Metrics]) -> Figure:
     figure, axes = new_figure(len(names), 4.5, 3.4)
     epochs = range(1, len(history) + 1)
     for axis, name in zip(axes, names, strict=True):
-        for part, style in (("train", "--"), ("val", "-")):
+        for part, label, style in (("train", "train", "C0--"), ("val", "validation", "C1-")):
             values = [metrics.get(f"{part}_{name}", np.nan) for metrics in history]
             if not np.isnan(values).all():
-                axis.plot(epochs, values, style, marker="o", markersize=3, label={"val": "validation"}.get(part, part))
+                axis.plot(epochs, values, style, marker="o", markersize=3, label=label)
         for epoch in epochs[:-1]:
             if history[epoch].get("phase") != history[epoch - 1].get("phase"):
                 axis.axvline(epoch + 0.5, color="grey", linewidth=0.8, label="next phase")

@@ -107,7 +107,7 @@ def test_from_the_command_to_an_image_for_a_number(tmp_path: Path) -> None:
     assert outcome.status == 0, outcome.errors
     metrics = outcome.result["metrics"]
     assert metrics["baseline_real_frechet"] < 0.3 * metrics["baseline_noise_frechet"]
-    assert metrics["baseline_real_recall"] > 0.7 > metrics["baseline_noise_recall"]
+    assert metrics["baseline_real_recall"] > 0.5 > 2 * metrics["baseline_noise_recall"]
     assert {"train_generator_loss", "train_discriminator_loss", "val_frechet", "test_frechet"} <= set(metrics)
     run_id = outcome.result["run_id"]
     history = client(tmp_path).get_metric_history(run_id, "val_frechet")
