@@ -248,27 +248,10 @@ def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
 
 def report(run: Run) -> None:
     """Where the model errs, and which columns it needs."""
-    from loom import report as draw
+    from loom.report import draw_targets
 
     config: Any = run.config
-    scores = {}
-    for target in run.data.spec.targets:
-        truth, outputs = run.data.test.targets[target.name], run.test_outputs()[target.name]
-        decided = targets.decide(target, outputs, config.threshold)
-        measured = {METRICS[target.kind]: targets.score(target, truth, decided)}
-        scores[target.name] = measured | targets.areas_under_curve(target, truth, outputs)
-        if target.kind == "number":
-            figure = draw.predicted_against_true(truth[:, 0], decided[:, 0], target.name)
-            run.figure(f"predictions_{target.name}", figure)
-        elif target.kind != "labels":
-            figure = draw.confusion_matrix(truth[:, 0], decided[:, 0], target.vocabulary)
-            run.figure(f"confusion_matrix_{target.name}", figure)
-    run.table("scores", scores)
-    for target, names, changes in targets.permutation_importance(run, config.threshold):
-        metric = f"{METRICS[target.kind].replace('_', ' ')} {'added' if target.kind == 'number' else 'lost'}"
-        title = f"{target.name}: {metric} when a column is shuffled"
-        figure = draw.horizontal_bars(names, changes.mean(axis=1), changes.std(axis=1), title)
-        run.figure(f"importance_{target.name}", figure)
+    draw_targets(run, config.threshold)
 
 
 APP = App(

@@ -160,6 +160,7 @@ def export(run_id: str, formats: list[str], output: Path | None) -> int:
 
 def _read_rows(text: str, spec: Spec) -> list[dict[str, Any]]:
     """Raw examples from one INPUT argument."""
+    from loom.data.files import located
     from loom.data.tables import read_table
 
     names = [column.name for column in spec.inputs]
@@ -167,7 +168,8 @@ def _read_rows(text: str, spec: Spec) -> list[dict[str, Any]]:
         return [row for line in sys.stdin for row in _read_rows(line.rstrip("\n"), spec)]
     if text.endswith((".csv", ".tsv")):
         frame: pd.DataFrame = read_table(Path(text), required=names).frame
-        return [{str(name): value for name, value in row.items()} for row in frame[names].to_dict("records")]
+        rows = [{str(name): value for name, value in row.items()} for row in frame[names].to_dict("records")]
+        return [located(row, spec, Path(text).parent) for row in rows]
     if text.startswith("{"):
         return [_json_row(text, names)]
     if len(names) == 1:

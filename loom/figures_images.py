@@ -28,6 +28,7 @@ def image_grid(
     columns: int = 8,
     heat: np.ndarray | None = None,
     limits: tuple[float, float] | None = None,
+    width: float = 1.3,
 ) -> Figure:
     """Images side by side, row after row.
 
@@ -38,6 +39,7 @@ def image_grid(
         columns: Images in a row.
         heat: Numbers from 0 to 1 (count, height, width) that are laid over the images in colours.
         limits: Values of grey images that become black and white, where not 0 and 1.
+        width: Of an image, in inches.
     """
     from matplotlib.figure import Figure
 
@@ -45,8 +47,8 @@ def image_grid(
     rows = -(-len(images) // columns)
     aspect = images.shape[1] / images.shape[2]
     lines = max((text.count("\n") + 1 for text in titles), default=0)
-    height = rows * (1.3 * aspect + 0.18 * lines + 0.05) + (0.35 if title else 0)
-    figure = Figure(figsize=(max(1.3 * columns, 4.0), height), layout="constrained")
+    height = rows * (width * aspect + 0.18 * lines + 0.05) + (0.35 if title else 0)
+    figure = Figure(figsize=(max(width * columns, 4.0), height), layout="constrained")
     figure.suptitle(title, fontsize=11)
     if not titles and heat is None:
         axis = figure.subplots()

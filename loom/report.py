@@ -93,6 +93,34 @@ def predicted_against_true(truth: np.ndarray, predicted: np.ndarray, name: str) 
     return figure
 
 
+def draw_targets(run: Run, threshold: float) -> None:
+    """For each target of a table where the model errs, scores, and which columns it needs.
+
+    Args:
+        run: A trained run.
+        threshold: As for `loom.data.targets.decide`.
+    """
+    from loom.data import targets
+
+    scores = {}
+    for target in run.data.spec.targets:
+        truth, outputs = run.data.test.targets[target.name], run.test_outputs()[target.name]
+        decided = targets.decide(target, outputs, threshold)
+        measured = {targets.METRICS[target.kind]: targets.score(target, truth, decided)}
+        scores[target.name] = measured | targets.areas_under_curve(target, truth, outputs)
+        if target.kind == "number":
+            run.figure(f"predictions_{target.name}", predicted_against_true(truth[:, 0], decided[:, 0], target.name))
+        elif target.kind != "labels":
+            figure = confusion_matrix(truth[:, 0], decided[:, 0], target.vocabulary)
+            run.figure(f"confusion_matrix_{target.name}", figure)
+    run.table("scores", scores)
+    for target, names, changes in targets.permutation_importance(run, threshold):
+        metric = f"{targets.METRICS[target.kind].replace('_', ' ')} {'added' if target.kind == 'number' else 'lost'}"
+        title = f"{target.name}: {metric} when a column is shuffled"
+        figure = horizontal_bars(names, changes.mean(axis=1), changes.std(axis=1), title)
+        run.figure(f"importance_{target.name}", figure)
+
+
 def horizontal_bars(
     labels: Sequence[str], values: Sequence[float], errors: Sequence[float] | None, title: str
 ) -> Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loom.data.spec import Spec
 from loom.errors import UserError
 from loom.lazy import load
 
@@ -25,6 +26,19 @@ def model_of_run(run_id: str) -> keras.Model:
     load("layers")  # Keras finds registered layers only once they are imported
     keras = load("keras")
     return keras.saving.load_model(files / CORE, compile=False)
+
+
+def spec_of_run(run_id: str) -> Spec:
+    """Inputs and targets of a finished run.
+
+    Raises:
+        UserError: There is no such run, or it has no model.
+    """
+    from loom.saving import local_model, trained_files
+    from loom.tracking import Store
+    from loom.trained import SPEC
+
+    return Spec.from_json((trained_files(local_model(Store(), run_id)) / SPEC).read_text(encoding="utf-8"))
 
 
 def copy_from_run(run_id: str, model: keras.Model) -> str:

@@ -47,6 +47,21 @@ def parse_kinds(field: str, text: str, allowed: Collection[str]) -> dict[str, An
     return kinds
 
 
+def parse_numbers(field: str, text: str) -> dict[str, float]:
+    """Read `price=2,rating=0.5`, the value of the flag of a config field: positive numbers by column.
+
+    Raises:
+        UserError: A part that is none.
+    """
+    numbers = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, equals, number = map(str.strip, part.rpartition("="))
+        if not equals or not name or column_kind([number]) != "number" or float(number) <= 0:
+            raise UserError(f"{flag(field)} {part}: write COLUMN=NUMBER, a number above 0")
+        numbers[name] = float(number)
+    return numbers
+
+
 def require_columns(field: str, names: Iterable[str], columns: Sequence[str]) -> None:
     """Refuse names that are no columns, naming the flag.
 

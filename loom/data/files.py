@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import math
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,6 @@ from loom.errors import UserError
 from loom.lazy import tf
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp"})
-LONGEST_PATH = 4096
 _PNG_AS_BASE64 = base64.b64encode(b"\x89PNG\r\n\x1a\n")[:10].decode("ascii")
 _SIGNATURES = {b"\x89PNG": "PNG", b"\xff\xd8\xff": "JPEG", b"BM": "BMP", b"GIF8": "GIF", b"RIFF": "WebP"}
 
@@ -68,12 +68,20 @@ def with_files(row: dict[str, Any], spec: Spec) -> dict[str, Any]:
     read = dict(row)
     for column in spec.inputs:
         value = row.get(column.name)
-        if column.kind == "image" and isinstance(value, str) and len(value) < LONGEST_PATH and Path(value).is_file():
+        if column.kind == "image" and isinstance(value, str) and os.path.isfile(value):
             content = read_file(Path(value))
             if not content:
                 raise UserError(f"{value}: the file is empty")
             read[column.name] = as_base64(content)
     return read
+
+
+def located(row: dict[str, Any], spec: Spec, folder: Path) -> dict[str, Any]:
+    """A row of a table that lies in `folder`, from which the relative paths of its images start."""
+    images = {column.name for column in spec.inputs if column.kind == "image"}
+    return {
+        name: str(folder / value) if name in images and isinstance(value, str) else value for name, value in row.items()
+    }
 
 
 def read_file(path: Path) -> bytes:

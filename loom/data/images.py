@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
 IMAGE, LABEL = "image", "label"
 LARGEST_USUAL = 128
 """Pixels of the longer side where images of different sizes are resized to what is usual among them."""
+SIDE_FOR_SIMPLE_METHODS = 16
+"""Pixels of the longest side that baselines look at."""
+MOST_LISTED = 20
+"""Classes that a message names."""
 SHARE_OF_MEMORY = 0.4
 """Of the free memory that decoded images may take."""
 
@@ -44,6 +49,10 @@ class ImageConfig(TrainingConfig):
     """1 makes images grey, 3 gives them colours (0: as most files are; files that differ are listed as bad)."""
     fit: Literal["stretch", "pad", "crop"] = "stretch"
     """How an image with another ratio of sides is resized: stretched, padded to fit inside, or cropped to fill."""
+    classes: str = ""
+    """Use only the images of these classes, separated by commas (all if empty)."""
+    train_per_class: int = 0
+    """Train on this many images of each class, which the seed picks (0: all)."""
     flip: Literal["none", "horizontal", "vertical", "both"] = "none"
     """Augmentation: mirror half of the images."""
     rotation: float = 0.0
@@ -78,7 +87,7 @@ class ImageConfig(TrainingConfig):
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, by name."""
         super().__post_init__()
-        for name in ("height", "width", "crop", "elastic", "noise", "mixup"):
+        for name in ("height", "width", "train_per_class", "crop", "elastic", "noise", "mixup"):
             self.require(name, getattr(self, name) >= 0, "must not be negative")
         for name in ("translation", "brightness", "contrast", "saturation", "cutout", "randaugment", "cutmix"):
             self.require(name, 0 <= getattr(self, name) <= 1, "must lie between 0 and 1")
@@ -147,8 +156,6 @@ def _without_odd_channels(examples: Examples, config: ImageConfig) -> Examples:
 
 def _shapes(files: Sequence[bytes]) -> list[Shape]:
     """Sizes of images that are known to be good."""
-    from concurrent.futures import ThreadPoolExecutor
-
     with ThreadPoolExecutor() as pool:
         return [shape for shape in pool.map(image_shape, files) if shape is not None]
 
@@ -204,8 +211,7 @@ def load_classes(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digit
     Raises:
         UserError: The source cannot be used, there are fewer than two classes, or the images do not fit into memory.
     """
-    examples = read_images(config, sample)
-    parts = split_examples(examples, config, lambda part: part[LABEL].to_numpy())
+    examples, parts = _parts(config, sample)
     column, notes = image_field(IMAGE, parts["train"][IMAGE], config)
     check_memory(column, sum(map(len, parts.values())))
     target = class_field(LABEL, examples.whole[LABEL])
@@ -226,8 +232,7 @@ def load_pixels(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits
     Raises:
         UserError: The source cannot be used, or the images do not fit into memory.
     """
-    examples = read_images(config, sample)
-    parts = split_examples(examples, config, lambda part: classes_to_stratify(part[LABEL]))
+    examples, parts = _parts(config, sample)
     column, notes = image_field(IMAGE, parts["train"][IMAGE], config)
     check_memory(column, sum(map(len, parts.values())))
     spec = Spec((column,), (column,))
@@ -238,6 +243,38 @@ def load_pixels(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits
         pixels = np.asarray(encode(part)[IMAGE])
         splits[name] = Split(part, {IMAGE: pixels}, {IMAGE: pixels})
     return Data(**splits, spec=spec, source=examples.source, bad=examples.bad, notes=tuple(notes))
+
+
+def _parts(config: ImageConfig, sample: Callable[[], pd.DataFrame]) -> tuple[Examples, dict[str, pd.DataFrame]]:
+    """The images of `--classes`, whole and in three parts."""
+    examples = _only_classes(read_images(config, sample), config)
+    parts = split_examples(examples, config, lambda part: classes_to_stratify(part[LABEL]))
+    if config.train_per_class:
+        parts["train"] = _first_of_each_class(parts["train"], config)
+    return examples, parts
+
+
+def _only_classes(examples: Examples, config: ImageConfig) -> Examples:
+    """The examples of `--classes`.
+
+    Raises:
+        UserError: One of them does not exist.
+    """
+    wanted = list(filter(None, map(str.strip, config.classes.split(","))))
+    whole = examples.whole
+    known = sorted(set(whole[LABEL]))
+    for name in wanted:
+        if name not in known:
+            listed = ", ".join(known[:MOST_LISTED]) + (", ..." if len(known) > MOST_LISTED else "")
+            raise UserError(f"--classes {config.classes}: there is no class {name!r} among {listed}")
+    return examples.take(whole[whole[LABEL].isin(wanted)]) if wanted else examples
+
+
+def _first_of_each_class(part: pd.DataFrame, config: ImageConfig) -> pd.DataFrame:
+    fewest, label = part[LABEL].value_counts().min(), part[LABEL].value_counts().idxmin()
+    problem = f"of class {label!r} there are {fewest} images to train on"
+    config.require("train_per_class", config.train_per_class <= fewest, problem)
+    return part.groupby(LABEL).head(config.train_per_class).reset_index(drop=True)
 
 
 def class_field(name: str, labels: pd.Series) -> Field:
@@ -267,6 +304,47 @@ def check_memory(column: Field, count: int) -> None:
         raise UserError(f"{sizes}, {free / 2**30:.1f} GiB are free; give a smaller --height and --width")
 
 
+def image_columns(frame: pd.DataFrame) -> list[str]:
+    """The columns of a table whose values are all paths of image files, by their endings, or contents of files."""
+
+    def is_image(value: object) -> bool:
+        return isinstance(value, bytes) or Path(str(value)).suffix.lower() in SUFFIXES
+
+    return [name for name in frame if len(known := frame[name].dropna()) and known.map(is_image).all()]
+
+
+def read_image_columns(
+    frame: pd.DataFrame, folder: Path, where: Callable[[int], str]
+) -> tuple[pd.DataFrame, list[Bad]]:
+    """Contents of files instead of their paths, in the rows whose files are all good images; and the other rows.
+
+    Args:
+        frame: Paths, or contents already; an empty cell stays so.
+        folder: What relative paths start from.
+        where: Tells where a row is from, as `Examples.where`.
+    """
+    import pandas as pd
+
+    paths = sorted({value for name in frame for value in frame[name] if isinstance(value, str)})
+    with ThreadPoolExecutor() as pool:
+        read = dict(zip(paths, pool.map(lambda path: _content(folder / path), paths), strict=True))
+    files, bad = {}, dict[int, Bad]()
+    for name in frame:
+        pairs = [read[value] if isinstance(value, str) else (value, "") for value in frame[name]]
+        files[name] = pd.Series([content for content, _ in pairs], frame.index, object)
+        for row, value, (_, why) in zip(frame.index, frame[name], pairs, strict=True):
+            if why:
+                bad.setdefault(row, Bad(where(row), f"column {name!r}, {value}: {why}"))
+    return pd.DataFrame(files).drop(index=list(bad)), list(bad.values())
+
+
+def _content(path: Path) -> tuple[bytes | None, str]:
+    try:
+        return _read_image(path)
+    except OSError as error:
+        return None, f"the file cannot be read ({error.strerror})"
+
+
 def preprocess(config: ImageConfig, spec: Spec) -> keras.Model:
     """Files of images to pixels, uint8 (batch, height, width, channels); `scale` is the model's first layer then."""
     column = spec.input(IMAGE)
@@ -277,6 +355,21 @@ def preprocess(config: ImageConfig, spec: Spec) -> keras.Model:
 def decode(files: keras.KerasTensor, column: Field, config: ImageConfig) -> keras.KerasTensor:
     """Files of one column of images to pixels."""
     return layers.DecodeImages(*shape_of(column), fit=config.fit)(files)
+
+
+def flat_pixels(config: ImageConfig, spec: Spec, frame: pd.DataFrame) -> np.ndarray:
+    """Pixels from 0 to 1 as simple methods take them: all images of an example in one row, each 16 x 16 at most."""
+    from loom.data.encode import Encoder
+
+    def small(column: Field) -> Field:
+        sides = {side: min(column.statistics[side], SIDE_FOR_SIMPLE_METHODS) for side in ("height", "width")}
+        return replace(column, statistics={**column.statistics, **sides})
+
+    images = Spec(tuple(small(column) for column in spec.inputs if column.kind == "image"), ())
+    files = {column.name: keras.Input((1,), dtype="string", name=column.name) for column in images.inputs}
+    decoded = {column.name: decode(files[column.name], column, config) for column in images.inputs}
+    pixels = Encoder(keras.Model(files, decoded), images)(frame)
+    return np.concatenate([np.asarray(values).reshape(len(frame), -1) for values in pixels.values()], axis=1) / 255
 
 
 def image_input(column: Field) -> keras.KerasTensor:

@@ -382,3 +382,112 @@ def passengers(count: int = 1500, seed: int = 0) -> pd.DataFrame:
     frame = pd.DataFrame([_record(rng, _person(rng)) for _ in range(count)], dtype=object)
     numbers = dict.fromkeys(("age", "ticket_price", "days_to_recover"), float)
     return frame.astype(numbers | dict.fromkeys(("relatives", "survived"), int))
+
+
+# --- questions about two digits ---------------------------------------------------------------------------------------
+
+_OPERATIONS: dict[str, tuple[str, ...]] = {
+    "sum": (
+        "add the first and the second",
+        "form the sum of both",
+        "put the two together",
+        "add the second to the first",
+    ),
+    "first - second": (
+        "take the second away from the first",
+        "compute the first minus the second",
+        "subtract the second from the first",
+        "reduce the first by the second",
+    ),
+    "second - first": (
+        "take the first away from the second",
+        "compute the second minus the first",
+        "subtract the first from the second",
+        "reduce the second by the first",
+    ),
+    "larger": (
+        "name the larger of the two",
+        "pick whichever is more",
+        "find the maximum of both",
+        "keep the greater one",
+    ),
+    "smaller": (
+        "name the smaller of the two",
+        "pick whichever is less",
+        "find the minimum of both",
+        "keep the lesser one",
+    ),
+}
+_OPENINGS: tuple[str, ...] = (
+    "please", "now", "could you", "I want you to", "your task is to", "try to", "would you", "let us", "next,",
+    "again,", "what happens if you", "tell me what comes out when you", "for this pair,", "look at both and", "just",
+)  # fmt: skip
+_ENDINGS: tuple[str, ...] = (
+    "", "at last", "for me", "if you can", "once more", "as before", "without haste", "in your head", "today",
+    "carefully", "and say the result", "and write it down", "before you go on", "like a calculator", "quickly",
+)  # fmt: skip
+_DIGITS_FOR_TESTS = 360
+
+
+def _computed(operation: str, first: int, second: int) -> int:
+    results = {
+        "sum": first + second,
+        "first - second": first - second,
+        "second - first": second - first,
+        "larger": max(first, second),
+        "smaller": min(first, second),
+    }
+    return results[operation]
+
+
+def _question(rng: random.Random, operation: str) -> str:
+    return f"{rng.choice(_OPENINGS)} {rng.choice(_OPERATIONS[operation])} {rng.choice(_ENDINGS)}".strip()
+
+
+def digit_questions(count: int = 3000, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Questions about two handwritten digits (scikit-learn's), a training and a test part without a common picture.
+
+    Columns: `first` and `second` are PNG files, `question` says what to compute of the two digits, `offset` is added to
+    that, which makes `answer`; `verdict` tells whether the answer is above or below `limit`. To know the verdict takes
+    both pictures, the question with the order of its words, and both numbers.
+
+    Args:
+        count: Questions, a fifth of them in the test part.
+        seed: Of everything that is drawn.
+    """
+    import numpy as np
+
+    from loom.data.images import IMAGE, LABEL, digits
+
+    pictures = digits()
+    order = np.random.default_rng(seed).permutation(len(pictures))
+    parts = (order[_DIGITS_FOR_TESTS:], count - count // 5), (order[:_DIGITS_FOR_TESTS], count // 5)
+    rng = random.Random(seed)
+    train, test = (
+        _questions(rng, pictures[IMAGE].iloc[rows].tolist(), pictures[LABEL].iloc[rows].astype(int).tolist(), number)
+        for rows, number in parts
+    )
+    return train, test
+
+
+def _questions(rng: random.Random, files: list[bytes], digits: list[int], count: int) -> pd.DataFrame:
+    import pandas as pd
+
+    rows = []
+    for _ in range(count):
+        first, second = rng.randrange(len(files)), rng.randrange(len(files))
+        operation = rng.choice(list(_OPERATIONS))
+        offset, limit = round(rng.uniform(-5, 5), 1), round(rng.gauss(4, 6), 1)
+        answer = round(_computed(operation, digits[first], digits[second]) + offset, 1)
+        rows.append(
+            {
+                "first": files[first],
+                "second": files[second],
+                "question": _question(rng, operation),
+                "offset": offset,
+                "limit": limit,
+                "answer": answer,
+                "verdict": "above" if answer > limit else "below",
+            }
+        )
+    return pd.DataFrame(rows)

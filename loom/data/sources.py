@@ -64,7 +64,7 @@ class Examples:
 
 def read_examples(
     config: TrainingConfig,
-    sample: Callable[[], pd.DataFrame],
+    sample: Callable[[], pd.DataFrame | tuple[pd.DataFrame, pd.DataFrame]],
     columns: Sequence[str],
     required: Sequence[str],
     missing: frozenset[str] = MISSING,
@@ -73,7 +73,7 @@ def read_examples(
 
     Args:
         config: Names the source, and how much of it may be unreadable.
-        sample: Makes the built-in data set.
+        sample: Makes the built-in data set: one table, or a table for training and one for the test.
         columns: Features of a TFDS data set to read; all that are scalars by default.
         required: Columns that a table needs.
         missing: What stands for a missing value in a table, in lower case.
@@ -82,9 +82,10 @@ def read_examples(
         UserError: The source is missing, unreadable, or lacks a column.
     """
     if config.data == "sample":
-        frame = sample()
-        _require(frame, required, "the built-in sample")
-        return Examples(frame, None, "built-in sample")
+        made = sample()
+        train, test = made if isinstance(made, tuple) else (made, None)
+        _require(train, required, "the built-in sample")
+        return Examples(train, test, "built-in sample")
     if config.data.startswith(TFDS):
         return read_tfds(config, columns, required)
     path = Path(config.data)

@@ -119,7 +119,11 @@ def test_epochs_are_counted_through_in_one_series(store: Store, whole: tuple[str
     assert [step for step, _ in history(store, whole[0], "val_loss")] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("epoch", [1, 2, 4], ids=["in the first phase", "between them", "in the second phase"])
+@pytest.mark.parametrize(
+    "epoch",
+    [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(4, marks=pytest.mark.slow)],
+    ids=["in the first phase", "between them", "in the second phase"],
+)
 def test_a_stopped_run_goes_on_bit_for_bit(
     store: Store, whole: tuple[str, list[np.ndarray]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, epoch: int
 ) -> None:
