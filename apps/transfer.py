@@ -98,8 +98,6 @@ class Config(ImageConfig):
         self.require("fine_tune_learning_rate", self.fine_tune_learning_rate > 0, "must be greater than 0")
         self.require("dropout", 0 <= self.dropout < 1, "must be at least 0 and below 1")
         self.require("regularization", self.regularization == "none", "is not used here; --dropout is")
-        if self.is_file:
-            self.require("weights", Path(self.weights).is_file(), "there is no such file")
         is_run = re.fullmatch("[0-9a-f]{32}", self.run_id)
         self.require("weights", not self.run_id or bool(is_run), "is no run, no .h5 file, nor imagenet or none")
         if not self.run_id:
@@ -127,6 +125,8 @@ class Config(ImageConfig):
 
 def load(config: Config) -> Data:
     """Images and their classes, in the size that the network takes."""
+    # Here, not among the settings: a trained model is loaded where there is no such file any more.
+    config.require("weights", not config.is_file or Path(config.weights).is_file(), "there is no such file")
     data = load_classes(config, one_hot=True)
     (column,) = data.spec.inputs
     if config.run_id:
