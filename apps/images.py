@@ -117,10 +117,10 @@ def _mlp(image: keras.KerasTensor, config: Config) -> keras.KerasTensor:
 
 def _lenet(image: keras.KerasTensor, config: Config) -> keras.KerasTensor:
     """LeNet-5 (LeCun et al. 1998), with a softmax in place of its radial basis functions."""
-    maps = keras.layers.AveragePooling2D(padding="same")(_convolution(image, 6, config, "1", size=5))
+    maps = keras.layers.AveragePooling2D(2, padding="same")(_convolution(image, 6, config, "1", size=5))
     padding = "valid" if min(maps.shape[1:3]) >= 10 else "same"
     maps = _convolution(maps, 16, config, "2", size=5, padding=padding)
-    vector = keras.layers.Flatten()(_drop(keras.layers.AveragePooling2D(padding="same")(maps), config))
+    vector = keras.layers.Flatten()(_drop(keras.layers.AveragePooling2D(2, padding="same")(maps), config))
     for number, units in enumerate((120, 84), start=1):
         vector = _drop(_dense(vector, units, config, number), config)
     return vector
