@@ -70,7 +70,7 @@ def copy_weights(model: keras.Model, other: keras.Model, source: str) -> str:
             layer.set_weights(theirs[name].get_weights())
             copied.append(name)
         else:
-            there = _shapes(theirs[name]) if name in theirs else "not there"
+            there = f"{_shapes(theirs[name])} there" if name in theirs else "not there"
             missing.append(f"{name} ({_shapes(layer)} here, {there})")
     if not copied:
         raise UserError(f"{source}: none of its layers ({', '.join(theirs)}) fits: {'; '.join(missing[:4])}")

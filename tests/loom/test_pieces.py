@@ -125,3 +125,23 @@ def test_the_first_step_is_traced_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(keras.Model, "train_step", lambda model, data: traces.append(data) or step(model, data))
     fit(run)
     assert len(traces) == 1
+
+
+def test_one_cycle_rises_to_the_learning_rate_and_falls_to_nothing() -> None:
+    optimizer = runtime.make_optimizer(TrainingConfig(schedule="onecycle", epochs=10, learning_rate=0.5), 10)
+    rates = []
+    for step in range(101):
+        optimizer.iterations.assign(step)
+        rates.append(float(keras.ops.convert_to_numpy(optimizer.learning_rate)))
+    assert rates[0] == pytest.approx(0.02)
+    assert rates[30] == max(rates) == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0, abs=1e-6)
+    np.testing.assert_allclose(np.diff(rates[:31]), 0.48 / 30, rtol=1e-3)
+    assert (np.diff(rates[30:]) < 0).all()
+
+
+def test_regularization_means_the_same_everywhere() -> None:
+    settings = {name: TrainingConfig(regularization=name) for name in ("none", "dropout", "batchnorm", "both", "l2")}
+    assert [name for name, config in settings.items() if config.drops] == ["dropout", "both"]
+    assert [name for name, config in settings.items() if config.normalizes] == ["batchnorm", "both"]
+    assert [name for name, config in settings.items() if runtime.make_regularizer(config)] == ["l2"]

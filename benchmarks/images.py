@@ -1,0 +1,236 @@
+"""Images on MNIST: the time to 0.99 beside a plain Keras network, the default's accuracy, and what 1,000 images give.
+
+python benchmarks/images.py --data-dir DIR_WITH_TFDS_DATA [--quick] [--json FILE] [--only PART] [--seeds 3]
+
+`race`: our default and the convolutional network of keras.io's `mnist_convnet` example (two convolutions with ReLU and
+max pooling, dropout 0.5, Adam, batches of 128, 15 epochs), in turn, each in a process of its own, on the same images in
+memory, with a tenth of them held out to validate. Seconds are those of training with validation; the test accuracy is
+taken after each epoch with the clock stopped. `notes` and `thousand` are `loom train images` commands on the first
+1,000 training images: the 784-40-10 network of the lecture notes with and without early stopping, and all the
+application offers. `--quick` runs the built-in digits, where the thresholds are 0.9 and 0.95, for a few epochs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+NOTES = (
+    "--max-train 1000 --model mlp --units 40 --no-bias --regularization none --loss squared_error "
+    "--initializer uniform --optimizer sgd --learning-rate 0.025 --schedule constant --batch-size 1 --epochs 350"
+)
+THOUSAND = "--max-train 1000 --epochs 300 --rotation 15 --translation 0.1 --zoom 0.15 --elastic 1.5 --patience 0"
+COMMANDS = {
+    "notes": {
+        "notes, 350 epochs": NOTES,
+        "notes, early stopping": f"{NOTES} --validation-fraction 0.5 --patience 20",
+    },
+    "thousand": {
+        "default": "--max-train 1000 --epochs 300",
+        "default, augmented": THOUSAND,
+    },
+}
+THRESHOLDS, QUICK_THRESHOLDS = (0.99, 0.994), (0.9, 0.95)
+QUICK = "--max-train 500 --epochs 3 --test-fraction 0.5"
+
+
+def main() -> None:
+    """Run the parts and print their tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-dir", default="", help="folder with the prepared TFDS data set mnist")
+    parser.add_argument("--quick", action="store_true", help="built-in digits instead of MNIST, a few epochs")
+    parser.add_argument("--json", type=Path, help="file to write the results to; other parts in it stay")
+    parser.add_argument("--only", choices=("race", *COMMANDS), help="only this part")
+    parser.add_argument("--seeds", type=int, default=3, help="runs of each case")
+    parser.add_argument("--side", choices=("ours", "keras"), help=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    data = [] if options.quick else ["--data", "tfds:mnist", "--data-dir", str(Path(options.data_dir).resolve())]
+    if options.side:
+        print(json.dumps(_ours(data, options) if options.side == "ours" else _keras_io(data, options)))
+        return
+    result = json.loads(options.json.read_text("utf-8")) if options.json and options.json.exists() else {}
+    if options.only in (None, "race"):
+        result["race"] = _race(options)
+    for part, commands in COMMANDS.items():
+        if options.only in (None, part):
+            result[part] = _commands(commands, data, options)
+    if options.json:
+        result["versions"] = {package: version(package) for package in ("keras", "tensorflow", "scikit-learn")}
+        result["machine"] = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
+        options.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _race(options: argparse.Namespace) -> dict[str, Any]:
+    """Both sides in turn."""
+    first, second = QUICK_THRESHOLDS if options.quick else THRESHOLDS
+    print(
+        f"| | seed | seconds to {first} | to {second} | last test accuracy | all seconds |\n|---|---|---|---|---|---|"
+    )
+    rows = []
+    for seed in range(1 if options.quick else options.seeds):
+        for side in ("ours", "keras"):
+            arguments = [sys.executable, __file__, "--side", side, "--seed", str(seed), "--data-dir", options.data_dir]
+            done = subprocess.run(
+                [*arguments, *(["--quick"] if options.quick else [])], stdout=subprocess.PIPE, text=True, check=True
+            )
+            curve = json.loads(done.stdout.splitlines()[-1])
+            reached = [next((s for s, accuracy in curve if accuracy >= level), None) for level in (first, second)]
+            row = {"side": side, "seed": seed, "seconds_to_first": reached[0], "seconds_to_second": reached[1]}
+            row |= {"accuracy": curve[-1][1], "seconds": curve[-1][0], "curve": curve}
+            row["date"] = time.strftime("%Y-%m-%d")
+            rows.append(row)
+            shown = [f"{value:.0f}" if value else "never" for value in reached]
+            line = "| {side} | {seed} | {0} | {1} | {accuracy:.4f} | {seconds:.0f} |"
+            print(line.format(*shown, **row), flush=True)
+    sides = {side: [row for row in rows if row["side"] == side] for side in ("ours", "keras")}
+    times = {side: [row["seconds_to_first"] or row["seconds"] for row in found] for side, found in sides.items()}
+    medians = {side: statistics.median(values) for side, values in times.items()}
+    summary = {f"{side}_seconds": seconds for side, seconds in medians.items()}
+    summary |= {"ratio": medians["keras"] / medians["ours"], "thresholds": [first, second]}
+    print(f"to {first}: {medians['ours']:.1f} s and {medians['keras']:.1f} s, {summary['ratio']:.2f} times as fast")
+    return {"rows": rows, "summary": summary}
+
+
+def _timer(test: tuple[Any, Any], curve: list[tuple[float, float]]) -> Any:
+    """A callback that notes seconds of training and test accuracy after each epoch."""
+    import keras
+
+    class Timer(keras.callbacks.Callback):
+        def on_train_begin(self, logs: Any = None) -> None:
+            self.start = time.perf_counter()
+
+        def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
+            seconds = time.perf_counter() - self.start
+            outputs = self.model.predict(test[0], batch_size=1000, verbose=0)
+            outputs = outputs["label"] if isinstance(outputs, dict) else outputs
+            curve.append((seconds, float((outputs.argmax(axis=1) == test[1]).mean())))
+            self.start = time.perf_counter() - seconds
+
+    return Timer()
+
+
+def _data(data: list[str], options: argparse.Namespace) -> tuple[Any, Any]:
+    """Our settings, and the images as numbers."""
+    from apps.images import APP, Config
+    from loom.cli import parse_dataclass
+    from loom.train import encoded
+
+    flags = [*data, "--seed", str(options.seed), *(QUICK.split() if options.quick else [])]
+    config = parse_dataclass(Config, flags, Config(), "loom train images", "")
+    return config, encoded(APP, config, APP.load(config))
+
+
+def _ours(data: list[str], options: argparse.Namespace) -> list[tuple[float, float]]:
+    """The default settings of the application, without recording anything."""
+    import keras
+
+    from apps.images import APP
+    from loom import runtime
+    from loom.run import fit
+    from loom.train import build_run
+
+    config, found = _data(data, options)
+    runtime.start(config)
+    curve: list[tuple[float, float]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        run = build_run(APP, config, found, Path(folder))
+        order = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: setattr(run.train_batches, "epoch", epoch)
+        )
+        run.callbacks += [order, _timer((found.test.inputs, found.test.targets["label"].argmax(axis=1)), curve)]
+        fit(run)
+    return curve
+
+
+def _keras_io(data: list[str], options: argparse.Namespace) -> list[tuple[float, float]]:
+    """The same images through the network and the training of keras.io's example."""
+    import keras
+    import numpy as np
+
+    config, found = _data(data, options)
+    keras.utils.set_random_seed(config.seed)
+    parts = {name: np.float32(split.inputs["image"]) / 255 for name, split in found.splits.items()}
+    targets = {name: split.targets["label"] for name, split in found.splits.items()}
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            keras.Input(parts["train"].shape[1:]),
+            layers.Conv2D(32, 3, activation="relu"),
+            layers.MaxPooling2D(),
+            layers.Conv2D(64, 3, activation="relu", padding="valid" if parts["train"].shape[1] > 8 else "same"),
+            layers.MaxPooling2D(),
+            layers.Flatten(),
+            layers.Dropout(0.5),
+            layers.Dense(targets["train"].shape[1], activation="softmax"),
+        ]
+    )
+    model.compile("adam", "categorical_crossentropy", metrics=["accuracy"])
+    curve: list[tuple[float, float]] = []
+    model.fit(
+        parts["train"],
+        targets["train"],
+        batch_size=128,
+        epochs=15,
+        validation_data=(parts["validation"], targets["validation"]),
+        callbacks=[_timer((parts["test"], targets["test"].argmax(axis=1)), curve)],
+        verbose=0,
+    )
+    return curve
+
+
+def _commands(commands: dict[str, str], data: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Each command with several seeds."""
+    print("| | training accuracy | test accuracy, mean | each seed | baseline | seconds |\n|---|---|---|---|---|---|")
+    rows = []
+    for name, flags in commands.items():
+        settings = [*data, *(_with(flags, QUICK) if options.quick else flags).split()]
+        found = [_train([*settings, "--seed", str(seed)]) for seed in range(1 if options.quick else options.seeds)]
+        row = {"case": name, "flags": flags, "date": time.strftime("%Y-%m-%d"), "runs": found}
+        for key in ("train", "test", "baseline", "seconds"):
+            row[key] = statistics.mean(run[key] for run in found)
+        rows.append(row)
+        each = ", ".join(f"{run['test']:.4f}" for run in found)
+        line = "| {case} | {train:.3f} | {test:.4f} | {each} | {baseline:.4f} | {seconds:.0f} |"
+        print(line.format(**row, each=each), flush=True)
+    return rows
+
+
+def _with(flags: str, others: str) -> str:
+    """Flags with a value each or none, those of `others` instead of the same ones."""
+    groups = [f"--{group}".split() for text in (flags, others) for group in re.split(r"(?:^|\s)--", text) if group]
+    return " ".join(" ".join(group) for group in {group[0]: group for group in groups}.values())
+
+
+def _train(flags: list[str]) -> dict[str, Any]:
+    """One command in an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "loom", "train", "images", *flags, "--json"]
+        start = time.perf_counter()
+        process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        seconds = time.perf_counter() - start
+    if process.returncode:
+        sys.exit(process.stderr)
+    metrics = json.loads(process.stdout.splitlines()[-1])["metrics"]
+    baseline = max(value for key, value in metrics.items() if key.startswith("baseline_") and "majority" not in key)
+    return {
+        "train": metrics["train_accuracy"],
+        "test": metrics["test_accuracy"],
+        "baseline": baseline,
+        "seconds": seconds,
+    }
+
+
+if __name__ == "__main__":
+    main()
