@@ -30,6 +30,7 @@ def adversaries(**options: Any) -> Adversarial:
         keras.Model({"noise": noise}, {"image": made}), keras.Model(image, logit), ("spread",), **options
     )
     model.compile((keras.optimizers.Adam(0.01, 0.5), keras.optimizers.SGD(0.1, 0.9)), jit_compile=False)
+    model.run_eagerly = True  # a few steps take less time than tracing one
     return model
 
 
