@@ -83,6 +83,7 @@ class Config(TrainingConfig):
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, by name."""
         super().__post_init__()
+        self.require("regularization", self.regularization == "none", "is not used here; --dropout is")
         for name in ("units", "embedding_units", "depth", "max_words", "heads", "feed_forward_units"):
             self.require(name, getattr(self, name) >= 1, "must be at least 1")
         self.require("pair_units", self.pair_units >= 0, "must not be negative")

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserError, main
+from loom.config import Regularization, Schedule
 from loom.data import columns, samples, targets
 from loom.data.sources import read_examples, split_examples
 from loom.data.tables import check_bad
@@ -59,14 +60,13 @@ class Config(TrainingConfig):
     """Number of hidden layers (mlp)."""
     activation: Literal["relu", "leaky_relu", "elu", "selu", "tanh", "sigmoid"] = "relu"
     """Activation of the hidden layers, whose initial weights are chosen to suit it (mlp)."""
-    batch_norm: bool = False
-    """Normalize each hidden layer over the batch (mlp)."""
+    regularization: Regularization = "dropout"
     dropout: float = 0.3
-    """Share of the hidden values that is dropped in training (mlp)."""
+    """Share of the hidden values that is dropped in training, with --regularization dropout or both (mlp)."""
     epochs: int = 40
     jit: Literal["auto", "on", "off"] = "off"
     learning_rate: float = 0.003
-    schedule: Literal["constant", "cosine", "linear", "exponential"] = "cosine"
+    schedule: Schedule = "cosine"
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, by name."""
@@ -174,13 +174,14 @@ def _hidden(vector: keras.KerasTensor, config: Config) -> keras.KerasTensor:
     for _ in range(config.depth):
         vector = keras.layers.Dense(
             config.units,
-            use_bias=not config.batch_norm,
+            use_bias=not config.normalizes,
             kernel_initializer=initializers.get(config.activation, "he_normal"),
             kernel_regularizer=make_regularizer(config),
         )(vector)
-        if config.batch_norm:
+        if config.normalizes:
             vector = keras.layers.BatchNormalization()(vector)
-        vector = dropout(config.dropout)(keras.layers.Activation(config.activation)(vector))
+        vector = keras.layers.Activation(config.activation)(vector)
+        vector = dropout(config.dropout)(vector) if config.drops else vector
     return vector
 
 

@@ -6,6 +6,7 @@ from layers.composed import Bidirectional, Stacked
 from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch_weights
 from layers.crf import CRF, CRFLoss, viterbi
 from layers.dates import DateFeatures
+from layers.images import DecodeImages, RandomElastic, StepSeeds
 from layers.losses import PerceptronLoss, TripletLoss
 from layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, sinusoids
@@ -31,6 +32,7 @@ __all__ = [
     "Bidirectional",
     "CRFLoss",
     "DateFeatures",
+    "DecodeImages",
     "EchoState",
     "EchoStateCell",
     "Elman",
@@ -45,11 +47,13 @@ __all__ = [
     "PairRows",
     "PerceptronLoss",
     "RMSNorm",
+    "RandomElastic",
     "RotaryPositions",
     "Segmented",
     "Shorten",
     "SinusoidalPositions",
     "Stacked",
+    "StepSeeds",
     "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "TripletLoss",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import keras
     import pandas as pd
 
-    from loom.data.pipeline import Data
+    from loom.data.pipeline import Augment, Data
     from loom.data.spec import Spec
     from loom.run import Run
     from loom.trained import Trained
@@ -38,6 +38,9 @@ class App:
     `loss`, `metrics` and `loss_weights` are what `keras.Model.compile` takes, by output name, or functions of
     `(config, spec)` that return it; so is `objective`, the metric that early stopping and searches look at, which is to
     fall unless `direction` is "max".
+
+    `augment` gives what changes training batches at random (`loom.data.augment`), if anything. `start` sets weights
+    that a new model starts from, and returns a sentence on each thing that may surprise.
     """
 
     name: str
@@ -55,6 +58,8 @@ class App:
     objective: str | Callable[[Any, Spec], str] = "val_loss"
     direction: Literal["min", "max"] = "min"
     fit: Callable[[Run], None] | None = None
+    augment: Callable[[Any, Spec], Augment | None] | None = None
+    start: Callable[[Any, keras.Model], Sequence[str]] | None = None
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
         """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""

@@ -97,6 +97,7 @@ def recorded_config(app: App, run_id: str) -> TrainingConfig:
 
 def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
     """Print one answer a line."""
+    from loom.data.files import with_files
     from loom.data.spec import Spec
     from loom.fresh import FreshProcess
     from loom.saving import local_model, trained_files
@@ -107,7 +108,7 @@ def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
     rows = [row for text in inputs for row in _read_rows(text, spec)]
     process = FreshProcess()
     try:
-        process.ask(model, rows)
+        process.ask(model, [with_files(row, spec) for row in rows])
         answers = process.answers(model)
     finally:
         process.close()
@@ -228,6 +229,7 @@ def _curl(model: Path, host: str, port: int) -> str:
     from loom.saving import trained_files
 
     spec = Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
-    example = {column.name: "some text" if column.is_string else 1.0 for column in spec.inputs}
+    values = {"number": 1.0, "image": "the image file as base64 text"}
+    example = {column.name: values.get(column.kind, "some text") for column in spec.inputs}
     body = json.dumps({"dataframe_records": [example]}, ensure_ascii=False)
     return f"curl http://{host}:{port}/invocations -H 'Content-Type: application/json' -d '{body}'"

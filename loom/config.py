@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from loom.errors import UserError
 
 Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion"]
+Schedule = Literal["constant", "cosine", "linear", "exponential", "onecycle"]
+Regularization = Literal["none", "dropout", "batchnorm", "both", "l1", "l2"]
 C = TypeVar("C", bound="TrainingConfig")
 
 
@@ -28,6 +30,8 @@ class TrainingConfig:
     """Share of the training examples held out to validate each epoch."""
     train_fraction: float = 1.0
     """Share of the training examples that is used; validation and test stay whole."""
+    max_train: int = 0
+    """Train on this many examples (0: all): the first ones, or of a folder per class the first of each in turn."""
     max_bad: float = 0.01
     """Share of unreadable rows or files that is tolerated; they are listed in data.json."""
     seed: int = 0
@@ -43,15 +47,15 @@ class TrainingConfig:
     optimizer: Optimizer = "adam"
     """Update rule."""
     learning_rate: float = 0.001
-    """Learning rate of the first step."""
-    schedule: Literal["constant", "cosine", "linear", "exponential"] = "constant"
-    """How the learning rate falls from the first step to the last (`exponential` ends at a hundredth)."""
+    """Learning rate of the first step, of `onecycle` the highest one."""
+    schedule: Schedule = "constant"
+    """How the learning rate changes: `exponential` ends at a hundredth, `onecycle` first rises (30 % of the steps)."""
     weight_decay: float = 0.0
     """Decoupled weight decay."""
     clip_norm: float = 0.0
     """Gradients are scaled down to this global norm (0: never)."""
-    regularization: Literal["none", "l1", "l2"] = "none"
-    """Penalty on the kernels of dense layers."""
+    regularization: Regularization = "none"
+    """Dropout, batch normalization or both of them after hidden layers, or a penalty on the kernels of all layers."""
     regularization_strength: float = 0.0001
     """Factor of that penalty."""
     patience: int = 0
@@ -72,11 +76,20 @@ class TrainingConfig:
         _check_choices(self)
         for name in ("epochs", "batch_size", "devices", "buckets"):
             self.require(name, getattr(self, name) >= 1, "must be at least 1")
-        for name in ("threads", "patience", "clip_norm", "weight_decay", "regularization_strength", "seed"):
+        for name in (
+            "threads",
+            "patience",
+            "clip_norm",
+            "weight_decay",
+            "regularization_strength",
+            "seed",
+            "max_train",
+        ):
             self.require(name, getattr(self, name) >= 0, "must not be negative")
         for name in ("test_fraction", "validation_fraction"):
             self.require(name, 0 < getattr(self, name) < 1, "must lie between 0 and 1")
         self.require("train_fraction", 0 < self.train_fraction <= 1, "must be above 0 and at most 1")
+        self.require("max_train", not self.max_train or self.train_fraction == 1, "give this or --train-fraction")
         self.require("split_seed", self.split_seed >= -1, "must be at least 0, or -1 for that of --seed")
         self.require("max_bad", 0 <= self.max_bad <= 1, "must lie between 0 and 1")
         self.require("learning_rate", self.learning_rate > 0, "must be greater than 0")
@@ -90,6 +103,16 @@ class TrainingConfig:
         """Raise the one-line error for a field unless `holds`."""
         if not holds:
             raise UserError(f"{flag(field)} {getattr(self, field)}: {sentence}")
+
+    @property
+    def drops(self) -> bool:
+        """Whether hidden layers are followed by dropout."""
+        return self.regularization in ("dropout", "both")
+
+    @property
+    def normalizes(self) -> bool:
+        """Whether hidden layers are followed by batch normalization."""
+        return self.regularization in ("batchnorm", "both")
 
     @property
     def cores(self) -> int:

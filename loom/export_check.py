@@ -64,7 +64,11 @@ OPEN = {"keras": open_keras, "savedmodel": open_savedmodel, "onnx": open_onnx, "
 
 def array(value: dict[str, Any]) -> np.ndarray:
     """One input from its JSON form."""
-    return np.array(value["values"], dtype=object if value["dtype"] == "string" else value["dtype"])
+    if value["dtype"] != "string":
+        return np.array(value["values"], dtype=value["dtype"])
+    texts = np.array(value["values"], dtype=object)
+    contents = [text.encode("utf-8", "surrogateescape") for text in texts.ravel()]  # images are no UTF-8
+    return np.array([*contents, None], dtype=object)[:-1].reshape(texts.shape)
 
 
 program = OPEN[sys.argv[1]](sys.argv[2])

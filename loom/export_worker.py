@@ -259,7 +259,7 @@ def as_lists(outputs: Tensors) -> dict[str, Any]:
 def as_list(value: Any) -> Any:
     """A tensor as nested lists of numbers and strings."""
     array = value.numpy() if hasattr(value, "numpy") else value
-    return json.loads(json.dumps(array.tolist(), default=lambda text: text.decode()))
+    return json.loads(json.dumps(array.tolist(), default=lambda text: text.decode("utf-8", "surrogateescape")))
 
 
 def _describe(tensors: Tensors) -> list[dict[str, Any]]:

@@ -208,5 +208,6 @@ def show(console: Console, run: Run, baselines: Mapping[str, Metrics], tracker: 
 
 
 def _example(run: Run) -> str:
-    columns = [column.name for column in run.data.spec.inputs]
-    return '"some text"' if len(columns) == 1 else "rows.csv"
+    kinds = [column.kind for column in run.data.spec.inputs]
+    examples = {"text": '"some text"', "image": "picture.png"}
+    return examples.get(kinds[0], "rows.csv") if len(kinds) == 1 else "rows.csv"

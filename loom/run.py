@@ -49,11 +49,15 @@ class Run:
         self.train_batches = self.batches(self.data.train, shuffle=True)
 
     def batches(self, split: Split, shuffle: bool = False) -> Batches:
-        """Batches of one part of the data, padded to one more length where it has longer sequences than training."""
+        """Batches of one part of the data, padded to one more length where it has longer sequences than training.
+
+        Those that are shuffled are training batches: they are augmented too.
+        """
         seed = self.config.seed if shuffle else None
+        augment = self.app.augment(self.config, self.data.spec) if shuffle and self.app.augment else None
         longest = bucket_lengths(split.lengths, 1)
         buckets = self.buckets + longest if longest > self.buckets[-1:] else self.buckets
-        return Batches(split.inputs, split.targets, self.config.batch_size, buckets, seed)
+        return Batches(split.inputs, split.targets, self.config.batch_size, buckets, seed, augment)
 
     @cached_property
     def trained(self) -> Trained:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 BFLOAT16_CAPABILITY = (8, 0)
 FLOAT16_CAPABILITY = (7, 0)
 """NVIDIA compute capabilities from which tensor cores take these types."""
+ONE_CYCLE_START, ONE_CYCLE_RISING = 0.04, 0.3
+"""Learning rate of the first step, in terms of the highest, and the share of the steps in which it rises."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,10 @@ def make_optimizer(config: TrainingConfig, steps_per_epoch: int) -> keras.optimi
 
 
 def make_regularizer(config: TrainingConfig) -> keras.regularizers.Regularizer | None:
-    """The penalty that the config names, for the kernels of dense layers."""
-    if config.regularization == "none":
-        return None
-    return {"l1": keras.regularizers.L1, "l2": keras.regularizers.L2}[config.regularization](
-        config.regularization_strength
-    )
+    """The penalty that the config names, for the kernels of dense and convolutional layers."""
+    kinds = {"l1": keras.regularizers.L1, "l2": keras.regularizers.L2}
+    kind = kinds.get(config.regularization)
+    return kind(config.regularization_strength) if kind else None
 
 
 def compile_model(
@@ -133,6 +133,12 @@ def _learning_rate(config: TrainingConfig, steps: int) -> Any:
         return schedules.PolynomialDecay(rate, steps, end_learning_rate=0.0)
     if config.schedule == "exponential":
         return schedules.ExponentialDecay(rate, steps, 0.01)
+    if config.schedule == "onecycle":
+        # Smith and Topin 2018: linearly up to the highest rate, then down to nothing along a cosine.
+        rising = max(1, round(ONE_CYCLE_RISING * steps))
+        return schedules.CosineDecay(
+            ONE_CYCLE_START * rate, max(1, steps - rising), warmup_target=rate, warmup_steps=rising
+        )
     return rate
 
 

@@ -19,6 +19,7 @@ from loom.background import Baselines
 from loom.closing import closed_properly
 from loom.config import TrainingConfig, changed_fields
 from loom.data.encode import Encoder
+from loom.data.files import as_base64
 from loom.data.pipeline import Data
 from loom.errors import UserError
 from loom.fresh import TOLERANCE, FreshProcess, largest_difference
@@ -140,7 +141,9 @@ def build_run(app: App, config: TrainingConfig, data: Data, folder: Path) -> Run
     """Build the model for examples that are numbers; the same one, whatever this process has done before."""
     settings = runtime.start(config)
     with settings.scope():
-        run = Run(app, config, data, settings, app.build(config, data.spec), folder)
+        model = app.build(config, data.spec)
+        notes = app.start(config, model) if app.start else ()
+        run = Run(app, config, replace(data, notes=(*data.notes, *notes)), settings, model, folder)
         if config.devices > 1:
             runtime.synchronize_batch_norm(run.model)
         runtime.compile_model(run.model, app, config, data.spec, settings, len(run.train_batches))
@@ -306,10 +309,10 @@ def _conclude(run: Run, tracker: Tracker, progress: Progress, outcome: Outcome) 
 
 
 def as_records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows as dictionaries that JSON can hold; missing values are None."""
+    """Rows as dictionaries that JSON can hold; missing values are None, images base64 text."""
     values = frame.astype(object)
     return [
-        {str(name): value for name, value in row.items()}
+        {str(name): as_base64(value) if isinstance(value, bytes) else value for name, value in row.items()}
         for row in values.where(frame.notna(), None).to_dict("records")
     ]
 

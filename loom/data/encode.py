@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loom.data.files import as_bytes, why_no_image
 from loom.data.pipeline import Column, Ragged
 from loom.data.spec import Field, Spec
 from loom.errors import UserError
@@ -36,11 +37,19 @@ class Encoder:
         self._run = tf.function(preprocess, input_signature=[signature]).get_concrete_function()
 
     def __call__(self, frame: pd.DataFrame) -> dict[str, Column]:
-        """Numbers of every row, by the names of the core model's inputs."""
+        """Numbers of every row, by the names of the core model's inputs.
+
+        Raises:
+            UserError: An input column is missing, a number does not parse, or a file is no image.
+        """
         raw = raw_inputs(self._spec, frame)
         starts = range(0, max(len(frame), 1), CHUNK)  # an empty table has columns too
         with ThreadPoolExecutor() as pool:
-            chunks = list(pool.map(lambda start: self._encode_chunk(raw, start), starts))
+            try:
+                chunks = list(pool.map(lambda start: self._encode_chunk(raw, start), starts))
+            except tf.errors.InvalidArgumentError:
+                _refuse_bad_images(self._spec, raw)
+                raise
         return {name: _concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def _encode_chunk(self, raw: dict[str, np.ndarray], start: int) -> dict[str, Column]:
@@ -50,12 +59,19 @@ class Encoder:
 
 
 def raw_inputs(spec: Spec, frame: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Raw columns as arrays: float32 with NaN, or UTF-8 strings with "" for what is missing.
+    """Raw columns as arrays: float32 with NaN, or strings with "" for what is missing, of images the files' bytes.
 
     Raises:
-        UserError: An input column is missing, or a number does not parse.
+        UserError: An input column is missing, a number does not parse, or an image is neither bytes nor base64 text.
     """
     return {column.name: _raw_column(column, frame) for column in spec.inputs}
+
+
+def _refuse_bad_images(spec: Spec, raw: Mapping[str, np.ndarray]) -> None:
+    for column in spec.inputs:
+        for row, content in enumerate(raw[column.name] if column.kind == "image" else ()):
+            if content and (why := why_no_image(content)):
+                raise UserError(f"input column {column.name!r}, row {row + 1}: {why}")
 
 
 def _raw_column(column: Field, frame: pd.DataFrame) -> np.ndarray:
@@ -66,6 +82,8 @@ def _raw_column(column: Field, frame: pd.DataFrame) -> np.ndarray:
             f"input column {column.name!r} is missing: the columns are {', '.join(map(str, frame.columns))}"
         )
     values = frame[column.name]
+    if column.kind == "image":
+        return np.array([as_bytes(column.name, value) for value in values.where(values.notna(), b"")], object)
     if column.is_string:
         return values.where(values.notna(), "").astype(str).to_numpy(object)
     try:

@@ -16,6 +16,8 @@ from loom.lazy import tf
 if TYPE_CHECKING:
     import pandas as pd
 
+Augment = Callable[[Mapping[str, Any], Mapping[str, Any], Any], tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""Takes inputs and targets of a batch and two integers that seed what is random, as tensors; returns changed ones."""
 LENGTH_MULTIPLE = 8
 """Bucket lengths are rounded up to this, so that vector units are filled and lengths repeat between data sets."""
 
@@ -176,6 +178,7 @@ class Batches:
         batch_size: Examples per batch.
         buckets: Lengths to pad to, ascending; longer sequences are cut.
         seed: Shuffles by `(seed, epoch)`; None keeps examples sorted by length.
+        augment: Changes batches at random, given two integers that follow from `(seed, epoch, step)`.
     """
 
     def __init__(
@@ -185,12 +188,14 @@ class Batches:
         batch_size: int,
         buckets: Sequence[int] = (),
         seed: int | None = None,
+        augment: Augment | None = None,
     ) -> None:
         self.inputs = dict(inputs)
         self.targets = dict(targets)
         self.batch_size = batch_size
         self.buckets = np.array(buckets or [1])
         self.seed = seed
+        self.augment = augment
         self.epoch = 0
         self.served = 0
         """Batches handed out so far in this pass."""
@@ -231,8 +236,19 @@ class Batches:
             {name: _element_spec(column) for name, column in self.inputs.items()},
             {name: _element_spec(column) for name, column in self.targets.items()},
         )
-        batches = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
+        if self.augment is None:
+            batches = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
+        else:
+            seed = tf.TensorSpec((2,), tf.int32)
+            batches = tf.data.Dataset.from_generator(self._seeded, output_signature=(*signature, seed))
+            batches = batches.map(self.augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
         return batches.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(4)
+
+    def _seeded(self) -> Iterator[tuple[Any, ...]]:
+        """Batches with two integers each that no other step of any epoch has."""
+        for step, (inputs, targets) in enumerate(self):
+            state = np.random.SeedSequence((self.seed or 0, self.epoch, step)).generate_state(2)
+            yield inputs, targets, (state >> 1).astype(np.int32)
 
 
 def _batch(column: Column, rows: np.ndarray, length: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loom.config import TrainingConfig
-from loom.data.tables import MISSING, Bad, Table, check_bad, read_table, read_text_folder
+from loom.data.tables import MISSING, TEXTS, Bad, FileKind, Table, check_bad, read_class_folders, read_table
 from loom.errors import UserError
 from loom.lazy import load, silenced_stderr
 
@@ -22,7 +22,7 @@ TFDS = "tfds:"
 
 @dataclass(frozen=True)
 class Examples:
-    """Raw examples as a table; `test` is None where the source has no test part of its own."""
+    """Raw examples as a table; `test` and `validation` are None where the source has no such part of its own."""
 
     train: pd.DataFrame
     test: pd.DataFrame | None
@@ -30,20 +30,28 @@ class Examples:
     bad: tuple[Bad, ...] = ()
     table: Table | None = None
     """The file that `train` was read from, if it was one."""
+    validation: pd.DataFrame | None = None
+    by_class: bool = False
+    """Whether rows are sorted by class, so that the first ones stand for nothing."""
 
     @property
     def whole(self) -> pd.DataFrame:
-        """All rows, those of `test` at the end, numbered from 0."""
+        """All rows, those of `test` and then of `validation` at the end, numbered from 0."""
         import pandas as pd
 
-        parts = [self.train] if self.test is None else [self.train, self.test]
+        parts = [part for part in (self.train, self.test, self.validation) if part is not None]
         return pd.concat(parts, ignore_index=True)
 
     def take(self, rows: pd.DataFrame) -> Examples:
         """Only these rows; they come from `whole`, changed perhaps, but with its index."""
-        count = len(self.train)
-        test = None if self.test is None else rows[rows.index >= count]
-        return replace(self, train=rows[rows.index < count], test=test, table=None)
+        parts, start = [], 0
+        for part in (self.train, self.test, self.validation):
+            end = start + (0 if part is None else len(part))
+            parts.append(None if part is None else rows[(rows.index >= start) & (rows.index < end)])
+            start = end
+        train, test, validation = parts
+        assert train is not None
+        return replace(self, train=train, test=test, validation=validation, table=None)
 
     def where(self, row: int) -> str:
         """Where row number `row` of `train` (from 0) is from, as in `Bad.where`."""
@@ -74,14 +82,14 @@ def read_examples(
         _require(frame, required, "the built-in sample")
         return Examples(frame, None, "built-in sample")
     if config.data.startswith(TFDS):
-        return _read_tfds(config, columns, required)
+        return read_tfds(config, columns, required)
     path = Path(config.data)
     if not path.exists():
         raise UserError(
             f"--data {config.data}: no such file or folder (built-in data: --data sample; TFDS: --data tfds:NAME)"
         )
     if path.is_dir():
-        found = _read_folder(config, path)
+        found = read_folder(config, path, TEXTS)
         _require(found.train, required, config.data)
         return found
     table = read_table(path, required, missing)
@@ -116,15 +124,41 @@ def split_examples(
         config: Seeds and shares.
         stratify: Gives the class of each row, whose shares are kept equal in all parts; None where there are none.
     """
-    train, test = examples.train, examples.test
+    train, test, validation = examples.train, examples.test, examples.validation
     seed = config.seed if config.split_seed == -1 else config.split_seed
     if test is None:
         train, test = _split(train, config.test_fraction, seed, stratify(train), "--test-fraction")
-    train, validation = _split(train, config.validation_fraction, seed, stratify(train), "--validation-fraction")
+    if config.max_train:
+        train, rest = _first(train.sort_index(), config, examples.by_class, stratify)
+        if validation is None:
+            validation = _validation_of_the_rest(rest, config, seed)
+    if validation is None:
+        train, validation = _split(train, config.validation_fraction, seed, stratify(train), "--validation-fraction")
     if config.train_fraction < 1:
         _, train = _split(train, config.train_fraction, seed, stratify(train), "--train-fraction")
     parts = {"train": train, "validation": validation, "test": test}
     return {name: part.reset_index(drop=True) for name, part in parts.items()}
+
+
+def _first(
+    train: pd.DataFrame, config: TrainingConfig, by_class: bool, stratify: Callable[[pd.DataFrame], np.ndarray | None]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The first `--max-train` examples in the source's order, or of sorted classes the first of each in turn."""
+    config.require("max_train", config.max_train < len(train), f"there are {len(train)} examples to train on")
+    classes = stratify(train) if by_class else None
+    if classes is not None:
+        turns = train.groupby(classes).cumcount().to_numpy()
+        train = train.iloc[turns.argsort(kind="stable")]
+    return train.iloc[: config.max_train], train.iloc[config.max_train :]
+
+
+def _validation_of_the_rest(rest: pd.DataFrame, config: TrainingConfig, seed: int) -> pd.DataFrame:
+    """As many examples as `--validation-fraction` would hold out if they came from the same ones as the training's."""
+    count = max(1, round(config.max_train * config.validation_fraction / (1 - config.validation_fraction)))
+    if count > len(rest):
+        problem = f"{count} validation examples are needed too, and {len(rest)} are left"
+        raise UserError(f"--max-train {config.max_train}: {problem}; give fewer, or a smaller --validation-fraction")
+    return rest.sample(count, random_state=seed)
 
 
 def _split(
@@ -138,19 +172,23 @@ def _split(
         raise UserError(f"{name} {share}: {len(frame)} examples cannot be split so: {error}") from None
 
 
-def _read_folder(config: TrainingConfig, folder: Path) -> Examples:
-    """A folder per class; or `train` and `test` folders that hold a folder per class each."""
-    parts = (
-        [folder / "train", folder / "test"] if (folder / "train").is_dir() and (folder / "test").is_dir() else [folder]
-    )
-    tables: list[Table] = [read_text_folder(part) for part in parts]
+def read_folder(config: TrainingConfig, folder: Path, kind: FileKind) -> Examples:
+    """A folder per class; or folders `train`, `test` and perhaps `validation` that hold a folder per class each."""
+    names = ["train", "test", "validation"] if (folder / "train").is_dir() and (folder / "test").is_dir() else []
+    parts = [folder / name for name in names if (folder / name).is_dir()] or [folder]
+    tables: list[Table] = [read_class_folders(part, kind) for part in parts]
     bad = [entry for table in tables for entry in table.bad]
     check_bad(bad, sum(table.total for table in tables), config.max_bad, f"files in {folder}")
-    test = tables[1].frame if len(tables) > 1 else None
-    return Examples(tables[0].frame, test, str(folder.resolve()), tuple(bad))
+    frames = [table.frame for table in tables] + [None] * (3 - len(tables))
+    return Examples(frames[0], frames[1], str(folder.resolve()), tuple(bad), None, frames[2], by_class=True)
 
 
-def _read_tfds(config: TrainingConfig, columns: Sequence[str], required: Sequence[str]) -> Examples:
+def read_tfds(config: TrainingConfig, columns: Sequence[str], required: Sequence[str]) -> Examples:
+    """The features of a TFDS data set; images as their files, and class labels as names.
+
+    Raises:
+        UserError: No such data set, or it lacks a part or a column.
+    """
     name = config.data.removeprefix(TFDS)
     with silenced_stderr():
         builder = _tfds_builder(name, config)
@@ -158,10 +196,11 @@ def _read_tfds(config: TrainingConfig, columns: Sequence[str], required: Sequenc
     splits = sorted(builder.info.splits)
     if "train" not in splits:
         raise UserError(f"--data {config.data}: has no part named train, but {', '.join(splits)}")
-    frames = [_tfds_frame(builder, part, columns) for part in ("train", "test") if part in splits]
-    for frame in frames:
+    frames = {part: _tfds_frame(builder, part, columns) for part in ("train", "test", "validation") if part in splits}
+    for frame in frames.values():
         _require(frame, required, config.data)
-    return Examples(frames[0], frames[1] if len(frames) > 1 else None, f"tfds:{builder.info.full_name}")
+    source = f"tfds:{builder.info.full_name}"
+    return Examples(frames["train"], frames.get("test"), source, validation=frames.get("validation"))
 
 
 def _tfds_builder(name: str, config: TrainingConfig) -> Any:
@@ -194,21 +233,25 @@ def _prepare(builder: Any, config: TrainingConfig) -> None:
 
 
 def _tfds_frame(builder: Any, part: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Scalar features of one part, read in one batch; class labels become their names."""
+    """Scalar features and asked-for images of one part, read in one batch; class labels become their names."""
     import numpy as np
     import pandas as pd
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    names = [name for name in columns or features if name in features and features[name].shape == ()]
-    only = tfds.decode.PartialDecoding(dict.fromkeys(names, True))  # images beside them are not decoded
+    images = [name for name in columns if isinstance(features.get(name), tfds.features.Image)]
+    names = [name for name in columns or features if name in features and features[name].shape == ()] + images
+    files = {name: tfds.decode.SkipDecoding() for name in images}
+    only = tfds.decode.PartialDecoding(dict.fromkeys(names, True), decoders=files)  # nothing beside them is decoded
     with silenced_stderr():  # TFDS warns of its own deprecated attributes
         dataset = builder.as_dataset(split=part, shuffle_files=False, decoders=only)
     batch = next(iter(dataset.batch(builder.info.splits[part].num_examples)))
     frame = {}
     for name in names:
         values = batch[name].numpy()
-        if hasattr(features[name], "names") and features[name].names:
+        if name in images:
+            frame[name] = values
+        elif hasattr(features[name], "names") and features[name].names:
             frame[name] = np.array(features[name].names, object)[values]
         else:
             frame[name] = [value.decode("utf-8", "replace") for value in values] if values.dtype == object else values

@@ -7,15 +7,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["text", "number", "category", "date", "binary", "classes", "labels"]
+Kind = Literal["text", "number", "category", "date", "image", "binary", "classes", "labels"]
 
 
 @dataclass(frozen=True)
 class Field:
     """One named column of the raw examples: an input, or a target.
 
-    Input kinds: `text`, `number`, `category`, `date`. Target kinds: `binary` (two classes), `classes` (one of several),
-    `labels` (any of several) and `number`.
+    Input kinds: `text`, `number`, `category`, `date`, `image`. Target kinds: `binary` (two classes), `classes` (one of
+    several), `labels` (any of several) and `number`. A raw image is the content of its file, `bytes`, or in JSON that
+    content as base64 text.
     """
 
     name: str
@@ -23,11 +24,11 @@ class Field:
     vocabulary: tuple[str, ...] = ()
     """Words, categories, class names or labels; their order is their index."""
     statistics: dict[str, float] = field(default_factory=dict)
-    """Numbers fitted on the training examples, such as `mean` and `scale`."""
+    """Numbers fitted on the training examples, such as `mean` and `scale`, or `height`, `width` and `channels`."""
 
     @property
     def is_string(self) -> bool:
-        """Whether raw values are strings (numbers are float32, missing ones NaN)."""
+        """Whether raw values are strings, of text or bytes (numbers are float32, missing ones NaN)."""
         return self.kind != "number"
 
 

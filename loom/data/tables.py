@@ -9,11 +9,12 @@ import io
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from loom.errors import UserError
 
@@ -66,6 +67,26 @@ class Table:
         return f"{_name(self.path)}/{origin}" if isinstance(origin, str) else f"{self.path.name}:{origin}"
 
 
+@dataclass(frozen=True)
+class FileKind:
+    """What the files in class folders hold."""
+
+    column: str
+    """Column of the table that takes their contents."""
+    pattern: str
+    """How messages call them: `*.txt`."""
+    suffixes: frozenset[str]
+    """Of their names, in lower case."""
+    read: Callable[[Path], tuple[Any, str]]
+    """Gives a file's content, or None and why it cannot be used."""
+    other_types_are_bad: bool = False
+    """Whether files with other suffixes inside a class folder are quarantined; otherwise they are ignored."""
+
+    def fits(self, path: Path) -> bool:
+        """Whether a file is meant to be of this kind."""
+        return path.suffix.lower() in self.suffixes
+
+
 class _Record(NamedTuple):
     """One row as parsed, or why it could not be: `fields` is empty then. Lines are counted from 0."""
 
@@ -110,37 +131,39 @@ def read_table(path: Path, required: Sequence[str] = (), missing: frozenset[str]
     return Table(_frame(names, columns, missing), bad, path, starts)
 
 
-def read_text_folder(folder: Path) -> Table:
-    """Read a folder that holds one sub-folder per class, with `*.txt` files in it (at any depth).
+def read_class_folders(folder: Path, kind: FileKind) -> Table:
+    """Read a folder that holds one sub-folder per class, with files of one kind in it (at any depth).
 
-    The columns are `text` and `label` (the sub-folder's name); rows are sorted by label, then by path. Hidden files and
-    folders (`.git`) and files of other types are ignored. Quarantined in `bad`: files that are not UTF-8, hold a NUL
-    byte, are empty or cannot be read; texts outside every class folder; class folders without texts; links, which are
-    never followed.
+    The columns are the kind's own and `label` (the sub-folder's name); rows are sorted by label, then by path. Hidden
+    files and folders (`.git`) are ignored. Quarantined in `bad`: files that cannot be read, files outside every class
+    folder, class folders without files of the kind, and links, which are never followed.
 
     Raises:
-        UserError: There is no such folder, it has fewer than two class folders, or fewer than two of them hold texts.
+        UserError: There is no such folder, it has fewer than two class folders, or fewer than two of them hold files.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"{folder}: there is no such folder; give one with a sub-folder of *.txt files per class")
-    classes, bad = _class_folders(folder)
-    rows: list[tuple[str, str, str]] = []
+        problem = f"there is no such folder; give one with a sub-folder of {kind.pattern} files per class"
+        raise UserError(f"{folder}: {problem}")
+    classes, bad = _class_folders(folder, kind)
+    rows: list[tuple[Any, str, str]] = []
     for class_folder in classes:
-        files = _text_files(class_folder)
+        files = _files(class_folder, kind)
         if not files:
-            bad.append(Bad(_inside(folder, class_folder), "this class folder holds no *.txt file"))
-        for file in files:
-            text, why = _text_of(file)
+            bad.append(Bad(_inside(folder, class_folder), f"this class folder holds no {kind.pattern} file"))
+        for file, (content, why) in zip(files, _contents(files, kind), strict=True):
             if why:
                 bad.append(Bad(_inside(folder, file), why))
             else:
-                rows.append((text, class_folder.name, file.relative_to(folder).as_posix()))
-    texts, labels, origins = ([row[column] for row in rows] for column in range(3))
+                rows.append((content, class_folder.name, file.relative_to(folder).as_posix()))
+    contents, labels, origins = ([row[column] for row in rows] for column in range(3))
     if (readable := len(set(labels))) < 2:
         hint = f" ({bad[0].where}: {bad[0].why})" if bad else ""
-        raise UserError(f"{folder}: class folders with readable *.txt files: {readable}, at least 2 are needed{hint}")
-    return Table(_frame(["text", "label"], [texts, labels], frozenset()), bad, folder, origins)
+        found = f"class folders with readable {kind.pattern} files: {readable}"
+        raise UserError(f"{folder}: {found}, at least 2 are needed{hint}")
+    import pandas as pd
+
+    return Table(pd.DataFrame({kind.column: contents, "label": labels}, dtype=object), bad, folder, origins)
 
 
 def check_bad(bad: Sequence[Bad], total: int, max_bad: float, what: str) -> None:
@@ -373,28 +396,25 @@ def _name(path: Path) -> Path:
     return Path(path.name or path.resolve().name)
 
 
-def _is_text_file(path: Path) -> bool:
-    return path.suffix.lower() == ".txt"
-
-
-def _class_folders(folder: Path) -> tuple[list[Path], list[Bad]]:
+def _class_folders(folder: Path, kind: FileKind) -> tuple[list[Path], list[Bad]]:
     """The class folders, sorted, and what lies beside them and should not."""
     entries = [entry for entry in sorted(folder.iterdir()) if not entry.name.startswith(".")]
     classes = [entry for entry in entries if entry.is_dir() and not entry.is_symlink()]
     if len(classes) < 2:
-        raise UserError(f"{folder}: class folders: {len(classes)}, at least 2 are needed, each with *.txt files")
-    return classes, [Bad(_inside(folder, entry), why) for entry in entries if (why := _misplaced(entry))]
+        needed = f"at least 2 are needed, each with {kind.pattern} files"
+        raise UserError(f"{folder}: class folders: {len(classes)}, {needed}")
+    return classes, [Bad(_inside(folder, entry), why) for entry in entries if (why := _misplaced(entry, kind))]
 
 
-def _misplaced(entry: Path) -> str:
-    """Why something beside the class folders is bad, or nothing if it is no text at all."""
-    if entry.is_symlink() and (entry.is_dir() or _is_text_file(entry)):
+def _misplaced(entry: Path, kind: FileKind) -> str:
+    """Why something beside the class folders is bad, or nothing if it is no file of the kind at all."""
+    if entry.is_symlink() and (entry.is_dir() or kind.fits(entry)):
         return "it is a link, and links are not followed"
-    return "it lies outside every class folder" if entry.is_file() and _is_text_file(entry) else ""
+    return "it lies outside every class folder" if entry.is_file() and kind.fits(entry) else ""
 
 
-def _text_files(folder: Path) -> list[Path]:
-    """The text files at any depth, sorted, and the links that are not followed."""
+def _files(folder: Path, kind: FileKind) -> list[Path]:
+    """The files of the kind at any depth, sorted, and the links that are not followed."""
 
     def unreadable(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be read ({error.strerror}); correct its permissions")
@@ -403,23 +423,40 @@ def _text_files(folder: Path) -> list[Path]:
     for parent, folders, files in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [path for name in folders if (path := Path(parent, name)).is_symlink()]
-        found += [path for name in files if not name.startswith(".") and _is_text_file(path := Path(parent, name))]
+        paths = [Path(parent, name) for name in files if not name.startswith(".")]
+        found += [path for path in paths if kind.other_types_are_bad or kind.fits(path)]
     return sorted(found)
 
 
+def _contents(files: Sequence[Path], kind: FileKind) -> list[tuple[Any, str]]:
+    """For each file its content and nothing, or nothing and why it cannot be used."""
+
+    def content(file: Path) -> tuple[Any, str]:
+        if file.is_symlink():
+            return None, "it is a link, and links are not followed"
+        if not kind.fits(file):
+            return None, f"it is no {kind.pattern} file"
+        try:
+            return kind.read(file)
+        except OSError as error:
+            return None, f"it cannot be read ({error.strerror})"
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(content, files))
+
+
 def _text_of(file: Path) -> tuple[str, str]:
-    """The file's text and nothing, or nothing and why it cannot be used."""
-    if file.is_symlink():
-        return "", "it is a link, and links are not followed"
     try:
         text = file.read_bytes().decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         return "", f"the byte 0x{error.object[error.start]:02X} is not UTF-8"
-    except OSError as error:
-        return "", f"it cannot be read ({error.strerror})"
     if "\0" in text:
         return "", "there is a NUL byte in it"
     return text, "" if text else "it is empty"
+
+
+TEXTS = FileKind("text", "*.txt", frozenset({".txt"}), _text_of)
+"""Texts in UTF-8: without NUL bytes, and not empty."""
 
 
 def _plain(value: object) -> str:

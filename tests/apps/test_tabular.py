@@ -281,7 +281,11 @@ def test_linear_models_are_one_dense_layer_on_all_features(write) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"activation": "selu"}, {"activation": "leaky_relu", "batch_norm": True}, {"regularization": "l1", "depth": 2}],
+    [
+        {"activation": "selu"},
+        {"activation": "leaky_relu", "regularization": "both"},
+        {"regularization": "l1", "depth": 2},
+    ],
 )
 def test_options_of_the_hidden_layers(write, options) -> None:
     config = write(frame(), **options)
@@ -290,7 +294,7 @@ def test_options_of_the_hidden_layers(write, options) -> None:
     assert len(hidden) == config.depth
     assert all((layer.kernel_regularizer is not None) == (config.regularization == "l1") for layer in hidden)
     assert any(isinstance(layer, keras.layers.AlphaDropout) for layer in model.layers) == (config.activation == "selu")
-    assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers) == config.batch_norm
+    assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers) == config.normalizes
 
 
 @pytest.fixture(scope="module")

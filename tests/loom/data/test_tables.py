@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from loom.data.tables import MISSING, Bad, check_bad, column_kind, read_table, read_text_folder
+from loom.data.tables import MISSING, TEXTS, Bad, check_bad, column_kind, read_class_folders, read_table
 from loom.errors import UserError
 
 
@@ -253,7 +253,7 @@ def folder(write, tmp_path):
 
 
 def test_a_text_folder_is_read_sorted_and_recursively(folder):
-    table = read_text_folder(folder)
+    table = read_class_folders(folder, TEXTS)
     names = ["bad/9.txt", "good/1.txt", "good/2.txt", "good/deep/3.txt"]
     assert rows(table) == [[f"text of {name}", name.split("/")[0]] for name in names]
     assert list(table.frame.columns) == ["text", "label"]
@@ -263,7 +263,7 @@ def test_a_text_folder_is_read_sorted_and_recursively(folder):
 
 def test_a_text_that_looks_like_a_missing_value_is_a_text(folder, write):
     write("None", "texts/bad/a.txt")
-    assert "None" in list(read_text_folder(folder).frame["text"])
+    assert "None" in list(read_class_folders(folder, TEXTS).frame["text"])
 
 
 def test_unusable_texts_are_quarantined_with_their_path(folder, write):
@@ -271,7 +271,7 @@ def test_unusable_texts_are_quarantined_with_their_path(folder, write):
     write(" \n", "texts/good/empty.txt")
     write("a\0b", "texts/bad/nul.TXT")
     write("stray", "texts/stray.txt")
-    table = read_text_folder(folder)
+    table = read_class_folders(folder, TEXTS)
     assert set(table.bad) == {
         Bad("texts/good/latin.txt", "the byte 0xE9 is not UTF-8"),
         Bad("texts/good/empty.txt", "it is empty"),
@@ -284,14 +284,14 @@ def test_unusable_texts_are_quarantined_with_their_path(folder, write):
 def test_hidden_files_and_other_types_are_ignored(folder, write):
     for name in (".git/x.txt", "good/.cache/x.txt", "good/.x.txt", "good/x.pdf", "README.md"):
         write("x", f"texts/{name}")
-    table = read_text_folder(folder)
+    table = read_class_folders(folder, TEXTS)
     assert len(table.frame) == 4
     assert not table.bad
 
 
 def test_a_class_folder_without_texts_is_reported(folder):
     (folder / "fair").mkdir()
-    assert read_text_folder(folder).bad == [Bad("texts/fair", "this class folder holds no *.txt file")]
+    assert read_class_folders(folder, TEXTS).bad == [Bad("texts/fair", "this class folder holds no *.txt file")]
 
 
 def test_links_are_reported_and_never_followed(folder, write, tmp_path):
@@ -300,7 +300,7 @@ def test_links_are_reported_and_never_followed(folder, write, tmp_path):
     os.symlink(secret.parent, folder / "good" / "linked")
     os.symlink(secret.parent, folder / "linked class")
     os.symlink(folder, folder / "bad" / "loop")
-    table = read_text_folder(folder)
+    table = read_class_folders(folder, TEXTS)
     assert "secret" not in set(table.frame["text"])
     assert {where for where, why in table.bad if "links are not followed" in why} == {
         "texts/good/link.txt",
@@ -312,19 +312,19 @@ def test_links_are_reported_and_never_followed(folder, write, tmp_path):
 
 def test_a_folder_without_two_classes_of_texts_is_a_users_error(tmp_path, write):
     with pytest.raises(UserError, match="there is no such folder"):
-        read_text_folder(tmp_path / "none")
+        read_class_folders(tmp_path / "none", TEXTS)
     write("x", "texts/good/1.txt")
     with pytest.raises(UserError, match="class folders: 1, at least 2"):
-        read_text_folder(tmp_path / "texts")
+        read_class_folders(tmp_path / "texts", TEXTS)
     write("x", "texts/bad/1.pdf")
     with pytest.raises(UserError, match=r"readable \*.txt files: 1, at least 2 .*texts/bad: this class"):
-        read_text_folder(tmp_path / "texts")
+        read_class_folders(tmp_path / "texts", TEXTS)
 
 
 def test_the_folder_may_be_the_current_one(folder, write, monkeypatch):
     write("", "texts/good/empty.txt")
     monkeypatch.chdir(folder)
-    table = read_text_folder(Path("."))
+    table = read_class_folders(Path("."), TEXTS)
     assert table.bad == [Bad("texts/good/empty.txt", "it is empty")]
     assert table.where(0) == "texts/bad/9.txt"
 

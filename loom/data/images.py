@@ -1,0 +1,264 @@
+"""Images with classes: built in, from TFDS, or in a person's own folders, and what becomes of them before a model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from loom.config import TrainingConfig
+from loom.data.files import SUFFIXES, Shape, encode_png, image_shape, why_no_image
+from loom.data.pipeline import Data, Split
+from loom.data.sources import TFDS, Examples, read_folder, read_tfds, split_examples
+from loom.data.spec import Field, Spec
+from loom.data.tables import Bad, FileKind, check_bad
+from loom.errors import UserError
+from loom.lazy import keras, layers
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IMAGE, LABEL = "image", "label"
+LARGEST_USUAL = 128
+"""Pixels of the longer side where images of different sizes are resized to what is usual among them."""
+SHARE_OF_MEMORY = 0.4
+"""Of the free memory that decoded images may take."""
+
+
+@dataclass(frozen=True)
+class ImageConfig(TrainingConfig):
+    """Settings of applications whose input is an image. Augmentation changes training images only."""
+
+    height: int = 0
+    """Rows that images are resized to (0: the usual height of the training images)."""
+    width: int = 0
+    """Columns that images are resized to (0: the usual width of the training images)."""
+    channels: Literal[0, 1, 3] = 0
+    """1 makes images grey, 3 gives them colours (0: as most files are; files that differ are listed as bad)."""
+    fit: Literal["stretch", "pad", "crop"] = "stretch"
+    """How an image with another ratio of sides is resized: stretched, padded to fit inside, or cropped to fill."""
+    flip: Literal["none", "horizontal", "vertical", "both"] = "none"
+    """Augmentation: mirror half of the images."""
+    rotation: float = 0.0
+    """Augmentation: rotate by up to this many degrees, either way."""
+    translation: float = 0.0
+    """Augmentation: shift by up to this share of height and width, either way."""
+    zoom: float = 0.0
+    """Augmentation: enlarge or shrink by up to this share."""
+    crop: int = 0
+    """Augmentation: pad by this many black pixels all around, then crop to size at a place drawn for each batch."""
+    elastic: float = 0.0
+    """Augmentation: move every pixel by about this many, neighbours alike, as if printed on rubber."""
+    brightness: float = 0.0
+    """Augmentation: add up to this share of the range of values, or take it away."""
+    contrast: float = 0.0
+    """Augmentation: move values away from the image's mean or towards it by up to this share."""
+    saturation: float = 0.0
+    """Augmentation: make colours paler or stronger, 0 to 1 (images with colours only)."""
+    noise: float = 0.0
+    """Augmentation: add Gaussian noise with this share of the range of values as its standard deviation."""
+    cutout: float = 0.0
+    """Augmentation: erase a rectangle in this share of the images."""
+    randaugment: float = 0.0
+    """Augmentation: two random operations on each batch, with this magnitude (0 to 1; RandAugment)."""
+    mixup: float = 0.0
+    """Augmentation: blend pairs of images and their targets; the parameter alpha of the beta distribution."""
+    cutmix: float = 0.0
+    """Augmentation: paste a part of another image, targets mixed by area; the parameter alpha (0 to 1)."""
+    fill: Literal["constant", "nearest", "reflect", "wrap"] = "constant"
+    """What comes in from beyond the edges when images are rotated, shifted or shrunk; `constant` is black."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, by name."""
+        super().__post_init__()
+        for name in ("height", "width", "crop", "elastic", "noise", "mixup"):
+            self.require(name, getattr(self, name) >= 0, "must not be negative")
+        for name in ("translation", "brightness", "contrast", "saturation", "cutout", "randaugment", "cutmix"):
+            self.require(name, 0 <= getattr(self, name) <= 1, "must lie between 0 and 1")
+        self.require("zoom", 0 <= self.zoom < 1, "must be at least 0 and below 1")
+        self.require("rotation", 0 <= self.rotation <= 180, "must lie between 0 and 180 degrees")
+        self.require("saturation", not self.saturation or self.channels != 1, "needs images with colours")
+        self.require("cutmix", not self.cutmix or not self.mixup, "give this or --mixup")
+
+
+def digits() -> pd.DataFrame:
+    """The 1,797 handwritten digits of scikit-learn, 8 x 8 pixels each, as PNG files (columns `image` and `label`)."""
+    import pandas as pd
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    pixels = np.round(data.images * (255 / 16)).astype(np.uint8)
+    files = pd.Series([encode_png(image) for image in pixels], dtype=object)
+    return pd.DataFrame({IMAGE: files, LABEL: data.target.astype(str).astype(object)})
+
+
+def _read_image(path: Path) -> tuple[bytes | None, str]:
+    content = path.read_bytes()
+    why = why_no_image(content)
+    return (None, why) if why else (content, "")
+
+
+IMAGES = FileKind("image", "image", SUFFIXES, _read_image, other_types_are_bad=True)
+"""Images that can be decoded to their end."""
+
+
+def read_images(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits) -> Examples:
+    """Read the images that `--data` names: columns `image` (the file's bytes) and `label`.
+
+    Sources are the built-in sample, `tfds:NAME`, and a folder with a sub-folder of images per class, or with such
+    folders in its parts `train`, `test` and perhaps `validation`. Files that are empty, damaged, cut off or of another
+    type, and those with another number of channels than most (unless `--channels` says what to make of them), are
+    quarantined.
+
+    Raises:
+        UserError: The source is missing or unreadable, or more of it is bad than `--max-bad` allows.
+    """
+    if config.data == "sample":
+        return Examples(sample(), None, "built-in sample")
+    if config.data.startswith(TFDS):
+        return read_tfds(config, (IMAGE, LABEL), (IMAGE, LABEL))
+    path = Path(config.data)
+    if not path.is_dir():
+        problem = "is no folder with images of each class in a sub-folder" if path.exists() else "no such folder"
+        raise UserError(f"--data {config.data}: {problem} (built-in data: --data sample; TFDS: --data tfds:NAME)")
+    examples = read_folder(config, path, IMAGES)
+    return examples if config.channels else _without_odd_channels(examples, config)
+
+
+def _without_odd_channels(examples: Examples, config: ImageConfig) -> Examples:
+    """Quarantine the images with fewer or more channels than most."""
+    whole = examples.whole
+    channels = np.array([shape.channels for shape in _shapes(whole[IMAGE])])
+    usual = Counter(channels.tolist()).most_common(1)[0][0]
+    names = {1: "1 channel (grey)", 3: "3 channels (colours)"}
+    why = f"it has {names[4 - usual]}, most images have {usual}; --channels {usual} converts it"
+    bad = [Bad(examples.where(int(row)), why) for row in np.flatnonzero(channels != usual)]
+    found = [*examples.bad, *bad]
+    check_bad(found, len(whole) + len(examples.bad), config.max_bad, f"files in {config.data}")
+    return replace(examples.take(whole[channels == usual]), bad=tuple(found))
+
+
+def _shapes(files: Sequence[bytes]) -> list[Shape]:
+    """Sizes of images that are known to be good."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor() as pool:
+        return [shape for shape in pool.map(image_shape, files) if shape is not None]
+
+
+def usual_shape(shapes: Sequence[Shape]) -> Shape:
+    """The size that more than half of the images have; else the medians, the longer one 128 at most."""
+    channels = Counter(shape.channels for shape in shapes).most_common(1)[0][0]
+    (height, width), count = Counter((shape.height, shape.width) for shape in shapes).most_common(1)[0]
+    if 2 * count <= len(shapes):
+        height, width = (int(np.median([shape[side] for shape in shapes])) for side in (0, 1))
+        shrink = min(1.0, LARGEST_USUAL / max(height, width))
+        height, width = max(1, round(shrink * height)), max(1, round(shrink * width))
+    return Shape(height, width, channels)
+
+
+def image_field(name: str, files: Sequence[bytes], config: ImageConfig) -> tuple[Field, list[str]]:
+    """What preprocessing has to know about a column of images, from the training part, and notes on what was decided.
+
+    Args:
+        name: Of the column.
+        files: Contents of the files.
+        config: Sizes that are asked for; 0 stands for what is usual.
+
+    Raises:
+        UserError: `--saturation` for grey images.
+    """
+    looked_at = list(files)[:: max(1, len(files) // 1000)]
+    shapes = _shapes(looked_at)
+    usual = usual_shape(shapes)
+    height, width = config.height or usual.height, config.width or usual.width
+    channels = config.channels or usual.channels
+    config.require("saturation", not config.saturation or channels == 3, "needs images with colours")
+    notes = []
+    if len(set(shapes)) > 1 and not (config.height and config.width):
+        notes.append(f"images of different sizes become {height} x {width}; --height and --width change it")
+    return Field(name, "image", statistics={"height": height, "width": width, "channels": channels}), notes
+
+
+def shape_of(column: Field) -> tuple[int, int, int]:
+    """Height, width and channels of an image column's pixels."""
+    return (int(column.statistics["height"]), int(column.statistics["width"]), int(column.statistics["channels"]))
+
+
+def load_classes(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits, one_hot: bool = False) -> Data:
+    """Images and their classes in three parts.
+
+    Args:
+        config: Names the source.
+        sample: Makes the built-in data set.
+        one_hot: Whether targets are zeros and a one, float32 (examples, classes), as MixUp, label smoothing and squared
+            errors need them; otherwise class indices, int32 (examples, 1).
+
+    Raises:
+        UserError: The source cannot be used, there are fewer than two classes, or the images do not fit into memory.
+    """
+    examples = read_images(config, sample)
+    parts = split_examples(examples, config, lambda part: part[LABEL].to_numpy())
+    column, notes = image_field(IMAGE, parts["train"][IMAGE], config)
+    check_memory(column, sum(map(len, parts.values())))
+    target = class_field(LABEL, examples.whole[LABEL])
+    index = {label: position for position, label in enumerate(target.vocabulary)}
+    splits = {}
+    for name, part in parts.items():
+        indices = part[LABEL].map(index).to_numpy(np.int32)
+        wanted = np.eye(len(index), dtype=np.float32)[indices] if one_hot else indices[:, None]
+        splits[name] = Split(part[[IMAGE]], {}, {LABEL: wanted})
+    return Data(**splits, spec=Spec((column,), (target,)), source=examples.source, bad=examples.bad, notes=tuple(notes))
+
+
+def class_field(name: str, labels: pd.Series) -> Field:
+    """A target with one class for each different label, numbers in their own order.
+
+    Raises:
+        UserError: There are fewer than two.
+    """
+    names = sorted({str(label) for label in labels}, key=lambda label: (not label.isdigit(), label.zfill(12), label))
+    if len(names) < 2:
+        raise UserError(f"all images are of the class {names[0]!r}; at least 2 classes are needed")
+    return Field(name, "classes", tuple(names))
+
+
+def check_memory(column: Field, count: int) -> None:
+    """Refuse images that would not fit into memory once they are decoded.
+
+    Raises:
+        UserError: They do not, with the size that they need.
+    """
+    import psutil
+
+    height, width, channels = shape_of(column)
+    needed, free = count * height * width * channels, psutil.virtual_memory().available
+    if needed > SHARE_OF_MEMORY * free:
+        sizes = f"{count:,} images of {height} x {width} x {channels} need {needed / 2**30:.1f} GiB"
+        raise UserError(f"{sizes}, {free / 2**30:.1f} GiB are free; give a smaller --height and --width")
+
+
+def preprocess(config: ImageConfig, spec: Spec) -> keras.Model:
+    """Files of images to pixels, uint8 (batch, height, width, channels); `scale` is the model's first layer then."""
+    column = spec.input(IMAGE)
+    files = keras.Input((1,), dtype="string", name=column.name)
+    return keras.Model({column.name: files}, {column.name: decode(files, column, config)})
+
+
+def decode(files: keras.KerasTensor, column: Field, config: ImageConfig) -> keras.KerasTensor:
+    """Files of one column of images to pixels."""
+    return layers.DecodeImages(*shape_of(column), fit=config.fit)(files)
+
+
+def image_input(column: Field) -> keras.KerasTensor:
+    """The core model's input for a column of images: pixels from 0 to 255."""
+    return keras.Input(shape_of(column), dtype="uint8", name=column.name)
+
+
+def scale(pixels: keras.KerasTensor) -> keras.KerasTensor:
+    """Pixels from 0 to 255 as numbers from 0 to 1."""
+    return keras.layers.Rescaling(1 / 255)(pixels)
