@@ -113,7 +113,7 @@ class RandomElastic(keras.layers.Layer):
 
     out[y, x] = image[y + u(y, x), x + v(y, x)], bilinear between pixels. u and v are white noise smoothed by a Gaussian
     of width `smoothness` and scaled to a standard deviation of `strength`, a field of its own for every image.
-    `keras.layers.RandomElasticTransform` has one field for both directions and works on a known number of images only.
+    `keras.layers.RandomElasticTransform` has one field for both directions and needs a batch of known size.
 
     Args:
         strength: Standard deviation of the displacement, in pixels.

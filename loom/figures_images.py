@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from loom.run import Run
 
-MOST_SHOWN = 64
-"""Filters, or maps, in a figure."""
+MOST_SHOWN, MOST_MAPS = 64, 8
+"""Filters in a figure, and maps of each convolution."""
 
 
 def image_grid(
@@ -85,7 +85,7 @@ def filters(model: keras.Model) -> Figure | None:
     else:
         return None
     kernels = kernels[:MOST_SHOWN]
-    title = f"Filters of {layer.name}: what each looks for (bright: more is more)"
+    title = f"Filters of {layer.name}: what each looks for (bright: large weights)"
     return image_grid(_stretched(kernels), title=title, columns=min(8, len(kernels)))
 
 
@@ -95,18 +95,18 @@ def feature_maps(model: keras.Model, image: np.ndarray) -> Figure | None:
     if not convolutions:
         return None
     name = next(iter(model.input))
-    outputs = keras.Model(model.input, [layer.output for layer in convolutions])({name: image[None]})
-    shown = min(8, *(output.shape[-1] for output in outputs))
+    outputs = keras.Model(model.input, {layer.name: layer.output for layer in convolutions})({name: image[None]})
+    shown = min([MOST_MAPS, *(output.shape[-1] for output in outputs.values())])
     figure, _ = new_figure(1, 1.1 * (shown + 1), 1.2 * len(convolutions) + 0.4)
     figure.clear()
     figure.suptitle("The image, and the first maps of each convolution", fontsize=11)
     axes = figure.subplots(len(convolutions), shown + 1, squeeze=False)
-    for row, layer, output in zip(axes, convolutions, outputs, strict=True):
+    for row, layer in zip(axes, convolutions, strict=True):
         for axis in row:
             axis.set_axis_off()
         show_image(row[0], image)
         row[0].set_title(layer.name, fontsize=7)
-        maps = np.moveaxis(np.asarray(output, np.float32)[0, ..., :shown], -1, 0)
+        maps = np.moveaxis(np.asarray(outputs[layer.name], np.float32)[0, ..., :shown], -1, 0)
         for axis, values in zip(row[1:], _stretched(maps[..., None]), strict=True):
             show_image(axis, values)
     return figure

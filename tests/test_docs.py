@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from loom import cli
-from loom.app import list_apps
+from loom.app import list_apps, load_app, locate_app
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -42,10 +42,10 @@ def test_commands_and_applications_exist(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_exist(page: Path) -> None:
-    from apps import sentiment, tabular
     from loom.config import flag, to_dict
 
-    flags = {flag(name) for config in (sentiment.Config(), tabular.Config()) for name in to_dict(config)}
+    configs = [load_app(locate_app(name)).config() for name in list_apps()]
+    flags = {flag(name) for config in configs for name in to_dict(config)}
     flags |= {"--resume", "--from-run", "--json", "--debug", "--help", "--format", "--output", "--port", "--host"}
     flags |= {"--quick", "--figure", "--torch"}  # benchmarks
     flags |= set(re.findall(r"--[a-z][a-z-]+", cli.TUNE_HELP + cli.COMPARE_HELP))

@@ -28,8 +28,8 @@ class Examples:
     test: pd.DataFrame | None
     source: str
     bad: tuple[Bad, ...] = ()
-    table: Table | None = None
-    """The file that `train` was read from, if it was one."""
+    tables: tuple[Table, ...] = ()
+    """The files or folders that the rows of `whole` were read from, if they were, in order."""
     validation: pd.DataFrame | None = None
     by_class: bool = False
     """Whether rows are sorted by class, so that the first ones stand for nothing."""
@@ -51,11 +51,15 @@ class Examples:
             start = end
         train, test, validation = parts
         assert train is not None
-        return replace(self, train=train, test=test, validation=validation, table=None)
+        return replace(self, train=train, test=test, validation=validation, tables=())
 
     def where(self, row: int) -> str:
-        """Where row number `row` of `train` (from 0) is from, as in `Bad.where`."""
-        return self.table.where(row) if self.table else f"{self.source}, row {row + 1}"
+        """Where row number `row` of `whole` (from 0) is from, as in `Bad.where`."""
+        for table in self.tables:
+            if row < len(table.frame):
+                return table.where(row)
+            row -= len(table.frame)
+        return f"{self.source}, row {row + 1}"
 
 
 def read_examples(
@@ -94,7 +98,7 @@ def read_examples(
         return found
     table = read_table(path, required, missing)
     check_bad(table.bad, table.total, config.max_bad, f"rows of {path.name}")
-    return Examples(table.frame, None, str(path.resolve()), tuple(table.bad), table)
+    return Examples(table.frame, None, str(path.resolve()), tuple(table.bad), (table,))
 
 
 def require_values(examples: Examples, config: TrainingConfig, columns: Sequence[str]) -> Examples:
@@ -180,7 +184,7 @@ def read_folder(config: TrainingConfig, folder: Path, kind: FileKind) -> Example
     bad = [entry for table in tables for entry in table.bad]
     check_bad(bad, sum(table.total for table in tables), config.max_bad, f"files in {folder}")
     frames = [table.frame for table in tables] + [None] * (3 - len(tables))
-    return Examples(frames[0], frames[1], str(folder.resolve()), tuple(bad), None, frames[2], by_class=True)
+    return Examples(frames[0], frames[1], str(folder.resolve()), tuple(bad), tuple(tables), frames[2], True)
 
 
 def read_tfds(config: TrainingConfig, columns: Sequence[str], required: Sequence[str]) -> Examples:
