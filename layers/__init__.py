@@ -1,11 +1,13 @@
 """Keras layers for the applications. Nothing here imports another part of this repository."""
 
 from layers.attention import AdditiveAttention, MultiHeadAttention, MultiplicativeAttention
+from layers.boxes import CellBoxes, GIoULoss, generalized_iou
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell
 from layers.composed import Bidirectional, Stacked
 from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch_weights
 from layers.crf import CRF, CRFLoss, viterbi
 from layers.dates import DateFeatures
+from layers.gallery import Gallery
 from layers.images import DecodeImages, RandomElastic, StepSeeds
 from layers.losses import PerceptronLoss, TripletLoss
 from layers.normalization import BatchNorm, LayerNorm, RMSNorm
@@ -31,13 +33,16 @@ __all__ = [
     "BatchNorm",
     "Bidirectional",
     "CRFLoss",
+    "CellBoxes",
     "DateFeatures",
     "DecodeImages",
     "EchoState",
     "EchoStateCell",
     "Elman",
     "ElmanCell",
+    "GIoULoss",
     "GRUCell",
+    "Gallery",
     "LSTMCell",
     "LayerNorm",
     "LearnedPositions",
@@ -60,6 +65,7 @@ __all__ = [
     "WordDropout",
     "from_keras",
     "from_torch_weights",
+    "generalized_iou",
     "sinusoids",
     "standardize_text",
     "to_keras",

@@ -45,13 +45,15 @@ def new_figure(columns: int = 1, width: float = 6.0, height: float = 4.0) -> tup
 
 def learning_curves(history: Sequence[Metrics]) -> Figure:
     """Loss and every other metric against the epoch, training beside validation."""
-    names = [name.removeprefix("train_") for name in history[0] if name.startswith("train_")]
+    recorded = [name.partition("_") for name in history[0] if name.startswith(("train_", "val_"))]
+    names = list(dict.fromkeys(name for _, _, name in recorded))
     figure, axes = new_figure(len(names), 4.5, 3.4)
     epochs = range(1, len(history) + 1)
     for axis, name in zip(axes, names, strict=True):
         for part, style in (("train", "--"), ("val", "-")):
             values = [metrics.get(f"{part}_{name}", np.nan) for metrics in history]
-            axis.plot(epochs, values, style, marker="o", markersize=3, label={"val": "validation"}.get(part, part))
+            if not np.isnan(values).all():
+                axis.plot(epochs, values, style, marker="o", markersize=3, label={"val": "validation"}.get(part, part))
         axis.set(xlabel="epoch", title=name)
         axis.locator_params(axis="x", integer=True)
     axes[0].legend(frameon=False)
