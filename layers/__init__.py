@@ -1,11 +1,13 @@
 """Keras layers for the applications. Nothing here imports another part of this repository."""
 
 from layers.attention import AdditiveAttention, MultiHeadAttention, MultiplicativeAttention
+from layers.boxes import CellBoxes, GIoULoss, generalized_iou
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell
 from layers.composed import Bidirectional, Stacked
 from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch_weights
 from layers.crf import CRF, CRFLoss, viterbi
 from layers.dates import DateFeatures
+from layers.gallery import Gallery
 from layers.images import DecodeImages, RandomElastic, StepSeeds
 from layers.latent import GaussianDivergence, GaussianSample, SeededNormal
 from layers.losses import PerceptronLoss, TripletLoss
@@ -32,13 +34,16 @@ __all__ = [
     "BatchNorm",
     "Bidirectional",
     "CRFLoss",
+    "CellBoxes",
     "DateFeatures",
     "DecodeImages",
     "EchoState",
     "EchoStateCell",
     "Elman",
     "ElmanCell",
+    "GIoULoss",
     "GRUCell",
+    "Gallery",
     "GaussianDivergence",
     "GaussianSample",
     "LSTMCell",
@@ -64,6 +69,7 @@ __all__ = [
     "WordDropout",
     "from_keras",
     "from_torch_weights",
+    "generalized_iou",
     "sinusoids",
     "standardize_text",
     "to_keras",

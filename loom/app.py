@@ -18,9 +18,10 @@ from loom.errors import UserError
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
     import pandas as pd
 
-    from loom.data.pipeline import Augment, Data
+    from loom.data.pipeline import Augment, Batches, Data, Split
     from loom.data.spec import Spec
     from loom.run import Run
     from loom.trained import Trained
@@ -54,7 +55,12 @@ class App:
     that a new model starts from, and returns a sentence on each thing that may surprise. `phases` divides the epochs of
     a run into stretches that are trained differently, such as a frozen and a fine-tuned one; without it all are one.
     `optimizer` makes what `compile` takes from `(config, learning rate, steps)`, where that is not the one optimizer
-    that the config names.
+    that the config names. `train_batches` makes the batches to train on, where their order is to be another than a
+    random one.
+
+    `evaluate` takes config, spec, a whole part of the data and the model's outputs for it, and gives metrics that no
+    mean over batches is, such as a recall among all examples: of the validation part after every epoch (`val_NAME`, an
+    objective too), and as those of the test part.
     """
 
     name: str
@@ -76,6 +82,8 @@ class App:
     augment: Callable[[Any, Spec], Augment | None] | None = None
     start: Callable[[Any, keras.Model], Sequence[str]] | None = None
     optimizer: Callable[[Any, float, int], Any] | None = None
+    train_batches: Callable[[Run], Batches] | None = None
+    evaluate: Callable[[Any, Spec, Split, dict[str, np.ndarray]], Metrics] | None = None
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
         """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""

@@ -21,6 +21,19 @@ FIRST_STEP_POLL = 0.02
 """Seconds between two looks at whether the first step is done."""
 
 
+class WholePart(keras.callbacks.Callback):
+    """Adds an application's metrics of the whole validation part to an epoch's; before callbacks that look at them."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self._run = run
+
+    def on_epoch_end(self, epoch: int, logs: Metrics | None = None) -> None:
+        """Measure the epoch's model."""
+        metrics = self._run.evaluate(self._run.data.validation)
+        (logs if logs is not None else {}).update({f"val_{name}": value for name, value in metrics.items()})
+
+
 class Recorder(keras.callbacks.Callback):
     """Keeps the record of a training run; the last of its callbacks, so that it sees what the others decided.
 

@@ -54,7 +54,8 @@ class Run:
     def __post_init__(self) -> None:
         """Choose the lengths that sequences are padded to."""
         self.buckets = bucket_lengths(self.data.train.lengths, self.config.buckets)
-        self.train_batches = self.batches(self.data.train, shuffle=True)
+        make = self.app.train_batches
+        self.train_batches = make(self) if make else self.batches(self.data.train, shuffle=True)
 
     def batches(self, split: Split, shuffle: bool = False) -> Batches:
         """Batches of one part of the data, padded to one more length where it has longer sequences than training.
@@ -86,6 +87,13 @@ class Run:
     def _test_outputs(self) -> dict[str, np.ndarray]:
         return self.trained.outputs_of(self.data.test.inputs)
 
+    def evaluate(self, split: Split, outputs: dict[str, np.ndarray] | None = None) -> Metrics:
+        """The application's own metrics of a whole part of the data; none where it has none."""
+        if self.app.evaluate is None:
+            return {}
+        outputs = self.trained.outputs_of(split.inputs) if outputs is None else outputs
+        return self.app.evaluate(self.config, self.data.spec, split, outputs)
+
     def figure(self, name: str, figure: Figure) -> None:
         """Keep a figure for the run's report; `name` may be in a folder."""
         path = self.folder / f"{name}.png"
@@ -102,8 +110,11 @@ def measure(run: Run) -> Metrics:
     """Loss and metrics on the test examples, from the outputs that the report shows: one pass serves both.
 
     The loss is the data's alone, without the penalties of regularizers. Outputs with values for each step have masks,
-    which only the model itself knows: those are tested by the model, as is what has no loss of its outputs.
+    which only the model itself knows: those are tested by the model, as is what has no loss of its outputs. An
+    application that measures whole parts says all that there is to say: its loss may depend on what meets in a batch.
     """
+    if run.app.evaluate is not None:
+        return run.evaluate(run.data.test, run.test_outputs())
     if run.app.loss is None or any(None in output.shape[1:] for output in run.model.output.values()):
         return dict(run.model.evaluate(run.batches(run.data.test).dataset(), return_dict=True, verbose=0))
     outputs, resolve = run.test_outputs(), partial(run.app.resolve, config=run.config, spec=run.data.spec)

@@ -234,6 +234,8 @@ def fit_recorded(run: Run, tracker: Tracker, progress: Progress) -> Recorder:
     state = checkpoint.read(tracker)
     recorder = callbacks.Recorder(run, tracker, progress, state)
     objective = run.app.resolve("objective", run.config, run.data.spec)
+    if run.app.evaluate is not None:
+        run.callbacks.insert(0, callbacks.WholePart(run))
     if run.config.patience:
         stopping = keras.callbacks.EarlyStopping(
             objective, patience=run.config.patience, mode=run.app.direction, restore_best_weights=True

@@ -182,8 +182,9 @@ class Trainer:
         with TemporaryDirectory() as folder:
             run = build_run(self._app, config, self._examples(config), Path(folder))
             names = list(run.model.get_metrics_result())
+            of_whole_parts = list(run.evaluate(run.data.validation))
         objective = self._app.resolve("objective", config, run.data.spec)
-        return Names([f"{part}{name}" for part in ("val_", "") for name in names], objective)
+        return Names([f"val_{name}" for name in (*names, *of_whole_parts)] + names, objective)
 
     def _trained(self, task: Task, report: Report) -> Done:
         from rich.console import Console

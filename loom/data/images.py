@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -138,11 +138,15 @@ def read_images(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits
         problem = "is no folder with images of each class in a sub-folder" if path.exists() else "no such folder"
         raise UserError(f"--data {config.data}: {problem} (built-in data: --data sample; TFDS: --data tfds:NAME)")
     examples = read_folder(config, path, IMAGES)
-    return examples if config.channels else _without_odd_channels(examples, config)
+    return examples if config.channels else without_odd_channels(examples, config)
 
 
-def _without_odd_channels(examples: Examples, config: ImageConfig) -> Examples:
-    """Quarantine the images with fewer or more channels than most."""
+def without_odd_channels(examples: Examples, config: ImageConfig) -> Examples:
+    """Quarantine the images with fewer or more channels than most.
+
+    Raises:
+        UserError: There are more of them than `--max-bad` allows.
+    """
     whole = examples.whole
     channels = np.array([shape.channels for shape in _shapes(whole[IMAGE])])
     usual = Counter(channels.tolist()).most_common(1)[0][0]
@@ -283,10 +287,19 @@ def class_field(name: str, labels: pd.Series) -> Field:
     Raises:
         UserError: There are fewer than two.
     """
-    names = sorted({str(label) for label in labels}, key=lambda label: (not label.isdigit(), label.zfill(12), label))
+    names = class_names(labels)
     if len(names) < 2:
         raise UserError(f"all images are of the class {names[0]!r}; at least 2 classes are needed")
-    return Field(name, "classes", tuple(names))
+    return Field(name, "classes", names)
+
+
+def class_names(labels: Iterable[object]) -> tuple[str, ...]:
+    """The different labels in order, numbers in their own and before words."""
+
+    def place(label: str) -> tuple[bool, int, str]:
+        return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
+
+    return tuple(sorted({str(label) for label in labels}, key=place))
 
 
 def check_memory(column: Field, count: int) -> None:

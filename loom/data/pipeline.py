@@ -251,6 +251,52 @@ class Batches:
             yield inputs, targets, (state >> 1).astype(np.int32)
 
 
+class ClassBatches(Batches):
+    """Batches in which classes meet: the same number of examples of each of several classes, drawn for each batch.
+
+    The examples of a class are dealt in a random order, again and again; an epoch has as many batches as the examples
+    fill. What is drawn depends on nothing but (seed, epoch), as in all batches that are shuffled.
+
+    Args:
+        inputs: Columns by name.
+        targets: Columns by name.
+        classes: Class of each example, (examples,).
+        batch_size: Examples per batch, at most: as many classes meet as this has room for.
+        per_class: Examples of one class in a batch. Classes that have fewer repeat some.
+        seed: What the order follows from, together with the epoch.
+        augment: As for `Batches`.
+    """
+
+    def __init__(
+        self,
+        inputs: Mapping[str, Column],
+        targets: Mapping[str, np.ndarray],
+        classes: np.ndarray,
+        batch_size: int,
+        per_class: int,
+        seed: int,
+        augment: Augment | None = None,
+    ) -> None:
+        self.rows = [np.flatnonzero(classes == kind) for kind in np.unique(classes)]
+        self.per_class = per_class
+        self.classes_per_batch = min(batch_size // per_class, len(self.rows))
+        super().__init__(inputs, targets, self.classes_per_batch * per_class, seed=seed, augment=augment)
+
+    def plan(self) -> list[tuple[np.ndarray, int]]:
+        """Rows of every batch of the current epoch, class after class, and the length 1: nothing is padded."""
+        rng = np.random.default_rng((self.seed or 0, self.epoch))
+        hands = [_dealt(rows, self.per_class, rng) for rows in self.rows]
+        kinds = [rng.choice(len(hands), self.classes_per_batch, replace=False) for _ in range(len(self))]
+        return [(np.concatenate([next(hands[kind]) for kind in chosen]), 1) for chosen in kinds]
+
+
+def _dealt(rows: np.ndarray, count: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """So many of the rows at a time, without end, in an order drawn anew when too few are left."""
+    while True:
+        order = np.resize(rng.permutation(rows), max(count, len(rows) - len(rows) % count))
+        yield from order.reshape(-1, count)
+
+
 def _batch(column: Column, rows: np.ndarray, length: int) -> np.ndarray:
     return column.padded(rows, length) if isinstance(column, Ragged) else column[rows]
 

@@ -48,6 +48,7 @@ EXEMPT = {
     "Attention": "base class",
     "TransformerBlock": "base class",
     "CRF": "puts out no sequence of vectors, tested in test_crf.py",
+    **dict.fromkeys(("CellBoxes", "Gallery"), "tested in test_boxes.py"),
     "DateFeatures": "reads no sequences, tested in test_dates.py",
 }
 
