@@ -67,6 +67,8 @@ def best_so_far(study: Study) -> Figure:
 
 def cost(study: Study) -> Figure:
     """Score against the time and the size of the model."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
     figure, axes = new_figure(2, 4.5)
     scores = [trial.score or 0.0 for trial in study.completed]
     for axis, name in zip(axes, ("seconds", "parameters"), strict=True):
@@ -74,6 +76,9 @@ def cost(study: Study) -> Figure:
         axis.set(xlabel=name, ylabel=study.definition.objective)
     if all(trial.parameters > 0 for trial in study.completed):
         axes[1].set_xscale("log")
+        axes[1].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes[1].xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes[1].xaxis.set_minor_formatter(NullFormatter())
     return figure
 
 
