@@ -179,17 +179,29 @@ def build(config: Config, spec: Spec) -> keras.Model:
 
 
 def _network_of_run(config: Config) -> keras.Model:
-    """The run's model up to its output layer; with new random weights if nothing is to be transferred."""
+    """The run's model without its top layers; with new random weights if nothing is to be transferred."""
     model = model_of_run(config.run_id)
-    output = [layer for layer in model.layers if layer.weights][-1]
-    features = output.input
+    (pixels,) = model.input.values()
+    network = keras.Model(pixels, _features(model), name=FEATURES)
+    return keras.models.clone_model(network) if config.from_scratch else network
+
+
+def _features(model: keras.Model) -> keras.KerasTensor:
+    """The last maps as one vector, as the model itself makes one of them; what its output layer gets if it has none.
+
+    Dense layers above the maps know the old classes rather than images, and are left out.
+    """
+    learned = False
+    for layer in model.layers:
+        learned = learned or bool(layer.weights)
+        (node,) = layer._inbound_nodes
+        ranks = [len(tensor.shape) for tensors in (node.input_tensors, node.output_tensors) for tensor in tensors]
+        if learned and ranks == [4, 2]:
+            return node.output_tensors[0]
+    features = [layer for layer in model.layers if layer.weights][-1].input
     while isinstance(made_by := features._keras_history.operation, keras.layers.Dropout):
         features = made_by.input
-    if len(features.shape) == 4:
-        features = keras.layers.GlobalAveragePooling2D()(features)
-    (pixels,) = model.input.values()
-    network = keras.Model(pixels, features, name=FEATURES)
-    return keras.models.clone_model(network) if config.from_scratch else network
+    return features
 
 
 def _application(config: Config, shape: tuple[int, int, int]) -> keras.Model:
