@@ -31,8 +31,9 @@ def generalized_iou(first: Tensor, second: Tensor) -> Tensor:
         `(...)`, in the dtype of the boxes.
 
     Example:
-        >>> float(generalized_iou(ops.array([0.0, 0.0, 2.0, 2.0]), ops.array([1.0, 0.0, 3.0, 2.0])))  # 2 / 6 - 0 / 6
-        0.3333333432674408
+        >>> first, second = ops.array([0.0, 0.0, 2.0, 2.0]), ops.array([1.0, 0.0, 3.0, 2.0])
+        >>> round(float(generalized_iou(first, second)), 4)  # 2 / 6 - 0 / 6
+        0.3333
     """
     first, second = ops.convert_to_tensor(first), ops.convert_to_tensor(second)
     overlap = _area(ops.maximum(first[..., :2], second[..., :2]), ops.minimum(first[..., 2:], second[..., 2:]))

@@ -90,7 +90,11 @@ def test_answers_are_in_pixels_of_the_image_itself(own: Config, monkeypatch: pyt
 
 @pytest.mark.parametrize(
     "settings",
-    [{"stride": 4}, {"stride": 8, "regularization": "both", "height": 50, "width": 70}, {"regularization": "none"}],
+    [
+        pytest.param({"stride": 4}, marks=pytest.mark.slow),
+        {"stride": 8, "regularization": "both", "height": 50, "width": 70},
+        {"regularization": "none"},
+    ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
 def test_every_parameter_moves_in_one_step(data: Data, settings: dict) -> None:
@@ -103,7 +107,7 @@ def test_every_parameter_moves_in_one_step(data: Data, settings: dict) -> None:
         keras.optimizers.SGD(0.1),
         detection.loss(config, data.spec),
         loss_weights=detection.loss_weights(config, data.spec),
-        jit_compile=False,
+        run_eagerly=True,
     )
     before = [np.array(weight) for weight in model.trainable_weights]
     model.train_on_batch(dict(split.inputs), dict(split.targets))

@@ -51,7 +51,7 @@ def test_classes_that_cannot_be_held_out_are_named(classes: str, words: str) -> 
     "settings",
     [
         {"mining": "hard", "regularization": "both"},
-        {"mining": "all", "regularization": "none", "distance": "cosine"},
+        pytest.param({"mining": "all", "regularization": "none", "distance": "cosine"}, marks=pytest.mark.slow),
         {"regularization": "l2", "height": 20, "width": 16, "distance": "squared"},
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
@@ -62,7 +62,7 @@ def test_every_parameter_moves_in_one_step(data: Data, settings: dict) -> None:
         data = encoded(APP, config, similarity.load(config))
     model = similarity.build(config, data.spec)
     inputs, targets = next(iter(data_batches(config, data)))
-    model.compile(keras.optimizers.SGD(1.0), similarity.loss(config, data.spec), jit_compile=False)
+    model.compile(keras.optimizers.SGD(1.0), similarity.loss(config, data.spec), run_eagerly=True)
     before = [np.array(weight) for weight in model.trainable_weights]
     model.train_on_batch(inputs, targets)
     for weight, old in zip(model.trainable_weights, before, strict=True):
