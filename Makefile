@@ -23,7 +23,7 @@ demo: install
 	$(BIN)/loom train sentiment
 
 test: check
-	$(BIN)/pytest $(PARALLEL) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest $(PARALLEL) --dist loadfile --no-loadscope-reorder
 
 check: install
 	$(BIN)/ruff format --check .

@@ -9,14 +9,13 @@ import pytest
 from support import SMALL_SENTIMENT, TrainedRun, loom
 
 LONGEST = ("test_sequence_contract.py", "test_tune.py", "test_resume.py")
+"""Files that start first, so that no process is left alone with one of them at the end."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file's tests run in one process, those that share a trained run too; the longest come first."""
+    """The longest files come first, then those that share a trained run."""
     sharing = {item.path for item in items if "sentiment_run" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("sentiment" if item.path in sharing else str(item.path)))
-    items.sort(key=lambda item: (item.path not in sharing, item.path.name not in LONGEST))
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in sharing))
 
 
 @pytest.fixture(autouse=True)

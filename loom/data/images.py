@@ -215,7 +215,7 @@ def load_classes(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digit
     Raises:
         UserError: The source cannot be used, there are fewer than two classes, or the images do not fit into memory.
     """
-    examples, parts = _parts(config, sample)
+    examples, parts = _parts(config, sample, lambda labels: labels.to_numpy())
     column, notes = image_field(IMAGE, parts["train"][IMAGE], config)
     check_memory(column, sum(map(len, parts.values())))
     target = class_field(LABEL, examples.whole[LABEL])
@@ -236,7 +236,7 @@ def load_pixels(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits
     Raises:
         UserError: The source cannot be used, or the images do not fit into memory.
     """
-    examples, parts = _parts(config, sample)
+    examples, parts = _parts(config, sample, classes_to_stratify)
     column, notes = image_field(IMAGE, parts["train"][IMAGE], config)
     check_memory(column, sum(map(len, parts.values())))
     spec = Spec((column,), (column,))
@@ -249,10 +249,12 @@ def load_pixels(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits
     return Data(**splits, spec=spec, source=examples.source, bad=examples.bad, notes=tuple(notes))
 
 
-def _parts(config: ImageConfig, sample: Callable[[], pd.DataFrame]) -> tuple[Examples, dict[str, pd.DataFrame]]:
+def _parts(
+    config: ImageConfig, sample: Callable[[], pd.DataFrame], stratify: Callable[[pd.Series], np.ndarray]
+) -> tuple[Examples, dict[str, pd.DataFrame]]:
     """The images of `--classes`, whole and in three parts."""
     examples = _only_classes(read_images(config, sample), config)
-    parts = split_examples(examples, config, lambda part: classes_to_stratify(part[LABEL]))
+    parts = split_examples(examples, config, lambda part: stratify(part[LABEL]))
     if config.train_per_class:
         parts["train"] = _first_of_each_class(parts["train"], config)
     return examples, parts
