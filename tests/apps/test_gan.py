@@ -101,6 +101,7 @@ def test_the_search_space_builds_and_its_objective_is_a_metric(data: Data, tmp_p
     assert APP.objective in {f"val_{name}" for name in run.model.get_metrics_result()}
 
 
+@pytest.mark.slow
 def test_from_the_command_to_an_image_for_a_number(tmp_path: Path) -> None:
     """A small one, trained, scored, saved, checked and asked in a fresh process."""
     outcome = loom("train", "gan", *FLAGS, "--epochs", "2", "--json", cwd=tmp_path)

@@ -102,6 +102,7 @@ def test_mistakes_are_one_line(tmp_path: Path, flags: list[str], message: str) -
     assert outcome.errors.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_search_space_runs(tmp_path: Path) -> None:
     settings = ("--epochs", "1", "--train-fraction", "0.2", "--model", "lenet")
     outcome = loom("tune", "images", "--trials", "2", "--no-final", "--json", *settings, cwd=tmp_path)

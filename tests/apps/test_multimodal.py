@@ -194,6 +194,7 @@ def test_regularizations_train(tmp_path, regularization: str) -> None:
     assert bool(norms) == (regularization != "l2")
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_its_model_answers_a_table_elsewhere(tmp_path) -> None:
     (tmp_path / "data").mkdir()
     write(tmp_path / "data")

@@ -178,6 +178,7 @@ def test_images_of_two_classes_cannot_be_mixed(data: Data) -> None:
         similarity.augmentation(replace(SMALL, mixup=0.2), data.spec)
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_its_model_answers_files(tmp_path: Path) -> None:
     settings = ("--filters", "4", "--epochs", "2", "--held-out-classes", "9", "--train-fraction", "0.4")
     outcome = loom("train", "similarity", *settings, "--json", cwd=tmp_path)

@@ -199,6 +199,8 @@ KINDS = {
     "flip": "both", "rotation": 30.0, "translation": 0.2, "zoom": 0.2, "crop": 2, "elastic": 1.0, "brightness": 0.3,
     "contrast": 0.5, "saturation": 0.8, "noise": 0.1, "cutout": 1.0, "randaugment": 0.5, "mixup": 0.4, "cutmix": 1.0,
 }  # fmt: skip
+FEW = ("rotation", "elastic", "noise", "mixup")
+"""Those that are tested every time; the slow suite tests all."""
 SPEC = Spec(
     (Field("image", "image", statistics={"height": 8, "width": 10, "channels": 3}),),
     (Field("label", "classes", ("a", "b", "c")),),
@@ -216,7 +218,7 @@ def seen(source: Batches) -> np.ndarray:
     return np.concatenate([inputs["image"] for inputs, _ in source.dataset().as_numpy_iterator()])
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=() if kind in FEW else pytest.mark.slow) for kind in KINDS])
 def test_each_augmentation_changes_images_the_same_way_in_the_same_step(kind: str) -> None:
     source = batches(**{kind: KINDS[kind]})
     plain = np.concatenate([inputs["image"] for inputs, _ in source])

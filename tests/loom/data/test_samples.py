@@ -203,6 +203,7 @@ def test_ticket_prices_are_skewed(passenger_frame):
     assert prices.mean() > 1.4 * prices.median()
 
 
+@pytest.mark.slow
 def test_survival_is_as_hard_as_documented(passenger_frame):
     linear = passenger_score(passenger_frame, "survived", LogisticRegression(max_iter=2000))
     boosted = passenger_score(passenger_frame, "survived", GradientBoostingClassifier(random_state=0))
@@ -211,6 +212,7 @@ def test_survival_is_as_hard_as_documented(passenger_frame):
     assert boosted > linear + 0.015
 
 
+@pytest.mark.slow
 def test_days_to_recover_are_as_hard_as_documented(passenger_frame):
     linear = passenger_score(passenger_frame, "days_to_recover", Ridge())
     boosted = passenger_score(passenger_frame, "days_to_recover", GradientBoostingRegressor(random_state=0))
@@ -218,6 +220,7 @@ def test_days_to_recover_are_as_hard_as_documented(passenger_frame):
     assert boosted == pytest.approx(0.78, abs=0.02)
 
 
+@pytest.mark.slow
 def test_the_deck_is_as_hard_as_documented(passenger_frame):
     linear = passenger_score(passenger_frame, "deck", LogisticRegression(max_iter=2000))
     boosted = passenger_score(passenger_frame, "deck", GradientBoostingClassifier(n_estimators=40, random_state=0))
@@ -225,6 +228,7 @@ def test_the_deck_is_as_hard_as_documented(passenger_frame):
     assert boosted == pytest.approx(0.80, abs=0.02)
 
 
+@pytest.mark.slow
 def test_remarks_help_to_predict_survival(passenger_frame):
     blank = passenger_frame.assign(remark="nothing")
     with_remarks = passenger_score(passenger_frame, "survived", LogisticRegression(max_iter=2000))
