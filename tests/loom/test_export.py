@@ -39,7 +39,7 @@ def predicted(run: TrainedRun, texts: list[str]) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def exported(sentiment_run: TrainedRun) -> Path:
-    return export(sentiment_run.run_id, sentiment_run.folder, "keras", "savedmodel")
+    return export(sentiment_run.run_id, sentiment_run.folder, "savedmodel")
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ def word_ids(texts: list[str], preprocessing: dict[str, Any]) -> np.ndarray:
     return padded
 
 
+@pytest.mark.slow
 def test_savedmodel_answers_raw_texts_with_tensorflow_alone(exported: Path, answers: list[dict[str, Any]]) -> None:
     import tensorflow as tf
 
@@ -74,6 +75,7 @@ def test_savedmodel_answers_raw_texts_with_tensorflow_alone(exported: Path, answ
     np.testing.assert_allclose(outputs["sentiment"], expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_savedmodel_answers_a_text_without_words(exported: Path, answers: list[dict[str, Any]]) -> None:
     import tensorflow as tf
 
@@ -82,12 +84,13 @@ def test_savedmodel_answers_a_text_without_words(exported: Path, answers: list[d
     assert outputs["sentiment_label"].numpy().tolist() == [answers[-1]["label"].encode()]
 
 
-def test_keras_file_answers_raw_texts(exported: Path, answers: list[dict[str, Any]]) -> None:
+def test_keras_file_answers_raw_texts(sentiment_run: TrainedRun, answers: list[dict[str, Any]]) -> None:
     import keras
     import tensorflow as tf
 
     import layers  # noqa: F401 - registers our layers with Keras
 
+    exported = export(sentiment_run.run_id, sentiment_run.folder, "keras")
     model = keras.saving.load_model(exported / "model.keras")
     outputs = model({"text": tf.constant([[text] for text in [*TEXTS, ""]])})
     np.testing.assert_allclose(

@@ -47,7 +47,7 @@ def train_and_kill(folder: Path, arguments: list[str], after_epoch: bool, second
 @pytest.mark.parametrize(
     ("kills", "length", "jit"),
     [
-        (1, SHORT, "off"),
+        pytest.param(1, SHORT, "off", marks=pytest.mark.slow),
         pytest.param(3, LONG, "on", marks=pytest.mark.slow),
         pytest.param(20, LONGER, "off", marks=pytest.mark.slow),
     ],
