@@ -14,6 +14,7 @@ import numpy as np
 from loom import App, Data, Field, Metrics, Spec, Split, main
 from loom.average_precision import Objects, average_precisions, mean_average_precision
 from loom.components import connected_boxes, crop
+from loom.config import Regularization, Schedule
 from loom.data.augment import augment
 from loom.data.boxes import Frame, on_grid, read_boxes, true_objects
 from loom.data.files import Shape, as_bytes, image_shape
@@ -33,13 +34,13 @@ from loom.data.images import (
 from loom.data.scenes import OBJECTS, Recipe, make_scenes
 from loom.data.sources import split_examples
 from loom.lazy import keras, layers, tf
-from loom.runtime import make_regularizer
+from loom.runtime import make_batch_norm, make_regularizer
 
 if TYPE_CHECKING:
     import pandas as pd
     from keras_tuner import HyperParameters
 
-    from loom.app import Answer
+    from loom.app import Answer, Evaluate
     from loom.data.pipeline import Augment
     from loom.run import Run
     from loom.trained import Trained
@@ -50,8 +51,6 @@ MOVING = ("flip", "rotation", "translation", "zoom", "crop", "elastic", "cutout"
 """Augmentation that moves or hides objects, but not their boxes."""
 RARE = 0.01
 """Share of the cells that are taken for a class's before anything is learned."""
-MOMENTUM = 0.9
-"""Of batch normalization's running means: with Keras' 0.99 they lag behind in runs of a few hundred steps."""
 MOST_FOUND = 100
 """Boxes of an image that are looked at, as in COCO's measure."""
 EVALUATED_SCORE = 0.02
@@ -93,8 +92,8 @@ class Config(ImageConfig):
     batch_size: int = 32
     epochs: int = 20
     learning_rate: float = 0.003
-    schedule: Literal["constant", "cosine", "linear", "exponential", "onecycle"] = "cosine"
-    regularization: Literal["none", "dropout", "batchnorm", "both", "l1", "l2"] = "batchnorm"
+    schedule: Schedule = "cosine"
+    regularization: Regularization = "batchnorm"
     jit: Literal["auto", "on", "off"] = "off"
 
     def __post_init__(self) -> None:
@@ -141,9 +140,9 @@ def _scenes(parts: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.Data
     validation = max(1, round((config.scenes - test) * config.validation_fraction))
     counts = {"train": config.scenes - test - validation, "validation": validation, "test": test}
     recipe = Recipe(config.scene_size, config.scene_objects, config.scene_clutter)
-    seed = config.seed if config.split_seed == -1 else config.split_seed
     return {
-        name: make_scenes(part, counts[name], recipe, (seed, place)) for place, (name, part) in enumerate(parts.items())
+        name: make_scenes(part, counts[name], recipe, (config.seed_of_splits, place))
+        for place, (name, part) in enumerate(parts.items())
     }
 
 
@@ -199,7 +198,7 @@ def _convolution(maps: keras.KerasTensor, filters: int, config: Config, strides:
         kernel_initializer="he_normal",
         kernel_regularizer=make_regularizer(config),
     )(maps)
-    return keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=MOMENTUM)(maps) if config.normalizes else maps)
+    return keras.layers.ReLU()(make_batch_norm()(maps) if config.normalizes else maps)
 
 
 def loss(config: Config, spec: Spec) -> dict[str, Any]:
@@ -251,11 +250,15 @@ def _found(outputs: dict[str, np.ndarray], frames: Sequence[Frame], config: Conf
     ]
 
 
-def evaluate(config: Config, spec: Spec, split: Split, outputs: dict[str, np.ndarray]) -> Metrics:
-    """Mean average precision on all images of the part."""
-    names = spec.target(OBJECTS).vocabulary
-    found = _found(outputs, _frames(split.raw, spec.input(IMAGE), config), config, EVALUATED_SCORE)
-    return mean_average_precision(_truth(split.raw, names), found, len(names))
+def evaluate(config: Config, data: Data) -> Evaluate:
+    """Mean average precision on all images of a part."""
+    column, names = data.spec.input(IMAGE), data.spec.target(OBJECTS).vocabulary
+
+    def measure(split: Split, outputs: dict[str, np.ndarray]) -> Metrics:
+        found = _found(outputs, _frames(split.raw, column, config), config, EVALUATED_SCORE)
+        return mean_average_precision(_truth(split.raw, names), found, len(names))
+
+    return measure
 
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:

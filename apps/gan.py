@@ -13,15 +13,15 @@ from loom import App, Data, Field, Metrics, Spec, Split, main, runtime
 from loom.config import Regularization
 from loom.data.files import as_base64, encode_png
 from loom.data.images import IMAGE, LABEL, ImageConfig, load_pixels, shape_of
-from loom.generation import QUALITY, FeatureSpace, as_fractions, as_pixels, doublings, halvings
+from loom.generation import FeatureSpace, as_fractions, as_pixels, doublings, halvings
 from loom.lazy import keras, layers
-from loom.runtime import make_optimizer, make_regularizer
+from loom.runtime import make_batch_norm, make_optimizer, make_regularizer
 
 if TYPE_CHECKING:
     import pandas as pd
     from keras_tuner import HyperParameters
 
-    from loom.app import Answer
+    from loom.app import Answer, Evaluate
     from loom.data.pipeline import Augment
     from loom.run import Run
     from loom.trained import Trained
@@ -104,7 +104,7 @@ def build(config: Config, spec: Spec) -> keras.Model:
 
     shape = shape_of(spec.target(IMAGE))
     generator, discriminator = _generator(config, shape), _discriminator(config, shape)
-    return Adversarial(generator, discriminator, QUALITY, config.loss, config.real_target, config.seed)
+    return Adversarial(generator, discriminator, config.loss, config.real_target, config.seed)
 
 
 def _generator(config: Config, shape: tuple[int, ...]) -> keras.Model:
@@ -145,7 +145,7 @@ def _weights(config: Config) -> dict[str, Any]:
 
 
 def _normalized(maps: keras.KerasTensor, config: Config) -> keras.KerasTensor:
-    return keras.layers.BatchNormalization()(maps) if config.normalizes else maps
+    return make_batch_norm()(maps) if config.normalizes else maps
 
 
 def optimizer(config: Config, learning_rate: float, steps: int) -> tuple[Any, Any]:
@@ -156,18 +156,18 @@ def optimizer(config: Config, learning_rate: float, steps: int) -> tuple[Any, An
 
 
 def fit(run: Run) -> None:
-    """Train both networks, judge the images after every epoch, and keep some of them."""
-    run.model.judge = features(run.data).score
+    """Train both networks, and keep some images of every epoch."""
     run.callbacks.insert(0, _samples(run))
     from loom.run import fit
 
     fit(run)
 
 
-def features(data: Data) -> FeatureSpace:
-    """What the real training images say about how images may look."""
+def evaluate(config: Config, data: Data) -> Evaluate:
+    """How much generated images are like real ones, in features that tell the real training images' classes apart."""
     _, classes = np.unique(data.train.raw[LABEL].astype(str), return_inverse=True)
-    return FeatureSpace(data.train.targets[IMAGE], classes)
+    features = FeatureSpace(data.train.targets[IMAGE], classes)
+    return lambda split, outputs: features.score(split.targets[IMAGE], outputs[IMAGE])
 
 
 def _samples(run: Run) -> keras.callbacks.Callback:
@@ -198,11 +198,14 @@ def space(hp: HyperParameters) -> dict[str, Any]:
 def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     """Noise with every pixel's mean and spread; and other real images, than which nothing can be better."""
     runtime.start(config)
-    rng, judge = np.random.default_rng(0), features(data).score
-    train, test = (as_fractions(split.targets[IMAGE]) for split in (data.train, data.test))
-    noise = rng.normal(train.mean(axis=0), train.std(axis=0), test.shape)
+    rng, judge = np.random.default_rng(0), evaluate(config, data)
+    train, test = as_fractions(data.train.targets[IMAGE]), data.test
+    noise = rng.normal(train.mean(axis=0), train.std(axis=0), (len(test), *train.shape[1:]))
     real = train[rng.permutation(len(train))[: len(test)]]
-    return {"noise": judge(test, np.clip(noise, 0, 1)), "real": judge(test[: len(real)], real)}
+    return {
+        "noise": judge(test, {IMAGE: np.clip(noise, 0, 1)}),
+        "real": judge(test.take(np.arange(len(real))), {IMAGE: real}),
+    }
 
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
@@ -258,6 +261,7 @@ APP = App(
     fit=fit,
     augment=augment,
     optimizer=optimizer,
+    evaluate=evaluate,
 )
 
 if __name__ == "__main__":

@@ -12,19 +12,19 @@ import numpy as np
 from loom import App, Data, Metrics, Spec, main
 from loom.config import Regularization, Schedule
 from loom.data.augment import augment
-from loom.data.encode import Encoder
 from loom.data.images import (
     IMAGE,
     LABEL,
     ImageConfig,
+    flat_pixels,
     image_input,
     load_classes,
     preprocess,
     scale,
-    shape_of,
 )
-from loom.lazy import keras, layers
-from loom.runtime import make_regularizer
+from loom.data.targets import answers
+from loom.lazy import keras
+from loom.runtime import make_batch_norm, make_regularizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -137,9 +137,9 @@ def _cnn(image: keras.KerasTensor, config: Config) -> keras.KerasTensor:
     stages = round(math.log2(min(image.shape[1:3]) / LAST_SIDE))
     for stage in range(min(max(stages, FEWEST_STAGES), MOST_STAGES)):
         for number in range(config.depth):
-            name = str(stage * config.depth + number + 1)
-            maps = _convolution(maps, config.filters * 2**stage, config, name)
-        maps = _drop(keras.layers.MaxPooling2D(padding="same")(maps), config)
+            name, is_last = str(stage * config.depth + number + 1), number == config.depth - 1
+            maps = _convolution(maps, config.filters * 2**stage, config, name, pool=is_last)
+        maps = _drop(maps, config)
     return _drop(_dense(keras.layers.Flatten()(maps), config.units, config, 1), config)
 
 
@@ -167,18 +167,22 @@ def _convolution(
     size: int = 3,
     strides: int = 1,
     padding: str = "same",
+    pool: bool = False,
     activated: bool = True,
 ) -> keras.KerasTensor:
+    """Convolution, normalization and activation; pooled right away, both have a quarter of the values to look at."""
     maps = keras.layers.Conv2D(filters, size, strides, padding, name=f"conv_{name}", **_options(config))(maps)
+    if pool:
+        maps = keras.layers.MaxPooling2D(padding="same")(maps)
     if config.normalizes:
-        maps = keras.layers.BatchNormalization(name=f"norm_{name}")(maps)
+        maps = make_batch_norm(f"norm_{name}")(maps)
     return _activate(maps, config) if activated else maps
 
 
 def _dense(vector: keras.KerasTensor, units: int, config: Config, number: int) -> keras.KerasTensor:
     vector = keras.layers.Dense(units, name=f"dense_{number}", **_options(config))(vector)
     if config.normalizes:
-        vector = keras.layers.BatchNormalization(name=f"norm_dense_{number}")(vector)
+        vector = make_batch_norm(f"norm_dense_{number}")(vector)
     return _activate(vector, config)
 
 
@@ -257,13 +261,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
         : len(known)
     ]
     truth = data.test.targets[LABEL].argmax(axis=1)
-    height, width, channels = shape_of(data.spec.input(IMAGE))
-    files = keras.Input((1,), dtype="string", name=IMAGE)
-    small = layers.DecodeImages(min(height, BASELINE_SIDE), min(width, BASELINE_SIDE), channels, config.fit)(files)
-    encode = Encoder(keras.Model({IMAGE: files}, {IMAGE: small}), data.spec)
-    features, test_features = (
-        np.asarray(encode(frame)[IMAGE], np.float32).reshape(len(frame), -1) / 255 for frame in (known, data.test.raw)
-    )
+    features, test_features = (flat_pixels(config, data.spec, frame, BASELINE_SIDE) for frame in (known, data.test.raw))
     few = len(known) <= ROWS_FOR_SVC
     strong = {"svc": SVC(C=10)} if few else {"nearest": KNeighborsClassifier(3, weights="distance")}
     return {
@@ -275,12 +273,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
     """The likeliest class of each image, and its probability or score."""
     config: Any = trained.config
-    outputs = trained.outputs(frame)[LABEL]
-    names, sureness = (
-        trained.spec.target(LABEL).vocabulary,
-        "score" if config.loss == "squared_error" else "probability",
-    )
-    return [{"label": names[row.argmax()], sureness: float(row.max())} for row in outputs]
+    return answers(trained.spec.targets, trained.outputs(frame), probable=config.loss == "crossentropy")
 
 
 def report(run: Run) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from loom import App, Data, Field, Metrics, Spec, Split, UserError, main
-from loom.config import Regularization, Schedule
+from loom import App, Data, Field, Metrics, Spec, UserError, main
+from loom.config import Regularization, Schedule, split_names
 from loom.data import columns, samples, targets
 from loom.data.augment import augment
 from loom.data.images import (
@@ -26,11 +26,11 @@ from loom.data.images import (
     shape_of,
 )
 from loom.data.pipeline import take_rows
-from loom.data.sources import read_examples, split_examples
+from loom.data.sources import read_examples
 from loom.data.tables import check_bad
 from loom.data.targets import ACTIVATIONS, LOSSES, METRICS, TARGET_KINDS
 from loom.lazy import keras, layers
-from loom.runtime import make_regularizer
+from loom.runtime import make_batch_norm, make_regularizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +101,7 @@ class Config(ImageConfig):
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the columns to predict."""
-        return tuple(filter(None, map(str.strip, self.target.split(","))))
+        return split_names(self.target)
 
 
 def load(config: Config) -> Data:
@@ -125,10 +125,7 @@ def load(config: Config) -> Data:
     rows = rows.join(files, how="inner")
     if dropped:
         notes.append(f"{len(dropped)} of {len(whole)} rows are left out because a target is missing")
-    classes = next((name for name, kind in wanted.items() if kind in ("binary", "classes")), None)
-    parts = split_examples(
-        examples.take(rows), config, lambda part: targets.classes_to_stratify(part[classes]) if classes else None
-    )
+    parts = targets.split_rows(examples.take(rows), config, wanted)
     known = parts["train"]
     # One size for all image columns: they may share their encoder.
     size, more_notes = image_field("", [file for name in images for file in known[name] if file], config)
@@ -142,10 +139,7 @@ def load(config: Config) -> Data:
         ),
         tuple(targets.fit_target(name, kind, rows[name], known[name]) for name, kind in wanted.items()),
     )
-    splits = {
-        name: Split(part, {}, {t.name: targets.encode_target(part[t.name], t) for t in spec.targets})
-        for name, part in parts.items()
-    }
+    splits = targets.encode_parts(parts, spec.targets)
     bad = [*examples.bad, *bad, *dropped]
     return Data(**splits, spec=spec, source=examples.source, bad=tuple(bad), notes=(*ignored, *notes, *more_notes))
 
@@ -201,7 +195,7 @@ def image_encoder(name: str, shape: tuple[int, int, int], config: Config) -> ker
 
 
 def _activated(tensor: keras.KerasTensor, config: Config) -> keras.KerasTensor:
-    tensor = keras.layers.BatchNormalization()(tensor) if config.normalizes else tensor
+    tensor = make_batch_norm()(tensor) if config.normalizes else tensor
     return keras.layers.Activation("relu")(tensor)
 
 
@@ -301,7 +295,7 @@ def _for_trees(config: Config, spec: Spec, frame: pd.DataFrame) -> np.ndarray:
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
     """For each row a label with its probability or a number; several targets by their names."""
-    return targets.answers(trained.spec.targets, trained.outputs(frame), 0.5, True)
+    return targets.answers(trained.spec.targets, trained.outputs(frame))
 
 
 def report(run: Run) -> None:

@@ -8,22 +8,31 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from loom import App, Data, Metrics, Spec, Split, UserError, main
-from loom.config import flag
+from loom import App, Data, Metrics, Spec, Split, main
+from loom.config import Regularization, Schedule, split_names
 from loom.data.augment import augment
-from loom.data.encode import Encoder
-from loom.data.images import IMAGE, LABEL, ImageConfig, image_input, load_classes, preprocess, scale
+from loom.data.images import (
+    IMAGE,
+    LABEL,
+    ImageConfig,
+    flat_pixels,
+    image_input,
+    load_classes,
+    preprocess,
+    require_classes,
+    scale,
+)
 from loom.data.pipeline import Batches, ClassBatches
 from loom.lazy import keras, layers
-from loom.retrieval import chance, map_of_classes, nearest, recall_at, retrievals
+from loom.retrieval import chance, nearest, recall_at, retrievals
 from loom.run import fit as fit_model
-from loom.runtime import make_regularizer
+from loom.runtime import make_batch_norm, make_regularizer
 
 if TYPE_CHECKING:
     import pandas as pd
     from keras_tuner import HyperParameters
 
-    from loom.app import Answer
+    from loom.app import Answer, Evaluate
     from loom.data.pipeline import Augment
     from loom.run import Run
     from loom.trained import Trained
@@ -35,10 +44,10 @@ ANSWERED = 5
 """Known images that an answer names."""
 SMALLEST_MAP = 4
 """Rows and columns below which feature maps are not pooled any further."""
-MOMENTUM = 0.9
-"""Of batch normalization's running means: with Keras' 0.99 they lag behind in runs of a few hundred steps."""
 QUERIES, FOUND = 8, 8
 """Rows and columns of the figure."""
+BASELINE_SIDE = 32
+"""Pixels of a side, at most, that the baselines look at."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +75,8 @@ class Config(ImageConfig):
     batch_size: int = 64
     epochs: int = 30
     learning_rate: float = 0.002
-    schedule: Literal["constant", "cosine", "linear", "exponential", "onecycle"] = "cosine"
-    regularization: Literal["none", "dropout", "batchnorm", "both", "l1", "l2"] = "batchnorm"
+    schedule: Schedule = "cosine"
+    regularization: Regularization = "batchnorm"
     rotation: float = 10.0
     translation: float = 0.08
     zoom: float = 0.1
@@ -87,17 +96,14 @@ class Config(ImageConfig):
     @property
     def held_out(self) -> tuple[str, ...]:
         """Names of the classes that are never trained on."""
-        return tuple(filter(None, map(str.strip, self.held_out_classes.split(","))))
+        return split_names(self.held_out_classes)
 
 
 def load(config: Config) -> Data:
     """Images and the indices of their classes; classes that are held out are in the test part only."""
     data = load_classes(config)
     label = data.spec.target(LABEL)
-    unknown = sorted(set(config.held_out) - set(label.vocabulary))
-    if unknown:
-        names = ", ".join(label.vocabulary[:20])
-        raise UserError(f"{flag('held_out_classes')} {config.held_out_classes}: no class {unknown[0]!r} among {names}")
+    require_classes(config, "held_out_classes", config.held_out, label.vocabulary)
     config.require("held_out_classes", len(label.vocabulary) - len(set(config.held_out)) >= 2, "leave 2 to train on")
     trained, notes = data, list(data.notes)
     if config.held_out:
@@ -151,7 +157,7 @@ def _convolution(maps: keras.KerasTensor, filters: int, number: int, config: Con
         name=f"conv_{number}",
     )(maps)
     if config.normalizes:
-        maps = keras.layers.BatchNormalization(momentum=MOMENTUM, name=f"norm_{number}")(maps)
+        maps = make_batch_norm(f"norm_{number}")(maps)
     return keras.layers.ReLU()(maps)
 
 
@@ -192,9 +198,13 @@ def space(hp: HyperParameters) -> dict[str, Any]:
     }
 
 
-def evaluate(config: Config, spec: Spec, split: Split, outputs: dict[str, np.ndarray]) -> Metrics:
-    """Recall at k among the images of the part, and of those whose class was never trained on."""
-    return _recalls(outputs[EMBEDDING], _classes(split), _held_out(config, spec, _classes(split)))
+def evaluate(config: Config, data: Data) -> Evaluate:
+    """Recall at k among the images of a part, and of those whose class was never trained on."""
+
+    def measure(split: Split, outputs: dict[str, np.ndarray]) -> Metrics:
+        return _recalls(outputs[EMBEDDING], _classes(split), _held_out(config, data.spec, _classes(split)))
+
+    return measure
 
 
 def _recalls(vectors: np.ndarray | None, classes: np.ndarray, held_out: np.ndarray) -> Metrics:
@@ -214,8 +224,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     from sklearn.decomposition import PCA
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    encode = Encoder(preprocess(config, data.spec), data.spec)
-    train, test = (_flat(encode(part.raw)[IMAGE]) for part in (data.train, data.test))
+    train, test = (flat_pixels(config, data.spec, part.raw, BASELINE_SIDE) for part in (data.train, data.test))
     classes, held_out = _classes(data.test), _held_out(config, data.spec, _classes(data.test))
     pca = PCA(min(config.embedding_units, *train.shape), random_state=0).fit(train)
     discriminants = LinearDiscriminantAnalysis().fit(pca.transform(train), _classes(data.train))
@@ -226,10 +235,6 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
         "discriminants": discriminants.transform(pca.transform(test)),
     }
     return {name: _recalls(values, classes, held_out) for name, values in vectors.items()}
-
-
-def _flat(images: Any) -> np.ndarray:
-    return np.asarray(images, np.float32).reshape(len(images), -1) / 255
 
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
@@ -246,6 +251,8 @@ def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
 
 def report(run: Run) -> None:
     """Queries among the test images and what they find, and where the classes lie."""
+    from loom.figures_images import embedding_map
+
     vectors, classes = run.test_outputs()[EMBEDDING], _classes(run.data.test)
     names = run.data.spec.target(LABEL).vocabulary
     rows, _ = nearest(vectors, vectors, FOUND, same=True)
@@ -255,7 +262,8 @@ def report(run: Run) -> None:
     queries = np.concatenate([failed, np.setdiff1d(first, failed)[: QUERIES - len(failed)]])
     images: Any = run.data.test.inputs[IMAGE]
     run.figure("retrieval", retrievals(images, classes, names, {query: rows[query] for query in queries.tolist()}))
-    run.figure("embedding", map_of_classes(vectors, classes, names))
+    title = "Embeddings of the test images"
+    run.figure("embedding", embedding_map(vectors, [names[kind] for kind in classes], title))
     by_class = {names[kind]: float(right[classes == kind, 0].mean()) for kind in np.unique(classes)}
     run.table("recall_at_1_by_class", by_class)
 

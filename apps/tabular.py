@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserError, main
-from loom.config import Regularization, Schedule
+from loom import App, Data, Field, Metrics, Spec, TrainingConfig, UserError, main
+from loom.config import Regularization, Schedule, split_names
 from loom.data import columns, samples, targets
-from loom.data.sources import read_examples, split_examples
+from loom.data.sources import read_examples
 from loom.data.tables import check_bad
 from loom.data.targets import LOSSES, METRICS, TARGET_KINDS
 from loom.lazy import keras, layers
-from loom.runtime import make_regularizer
+from loom.runtime import make_batch_norm, make_regularizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -87,7 +87,7 @@ class Config(TrainingConfig):
     @property
     def targets(self) -> tuple[str, ...]:
         """Names of the columns to predict."""
-        return tuple(filter(None, map(str.strip, self.target.split(","))))
+        return split_names(self.target)
 
 
 def load(config: Config) -> Data:
@@ -101,19 +101,13 @@ def load(config: Config) -> Data:
     check_bad(bad, len(whole), config.max_bad, f"rows of {config.data}")
     if dropped:
         notes.append(f"{len(dropped)} of {len(whole)} rows are left out because a target is missing")
-    classes = next((name for name, kind in wanted.items() if kind in ("binary", "classes")), None)
-    parts = split_examples(
-        examples.take(rows), config, lambda part: targets.classes_to_stratify(part[classes]) if classes else None
-    )
+    parts = targets.split_rows(examples.take(rows), config, wanted)
     known = parts["train"]
     spec = Spec(
         tuple(columns.fit_input(name, known[name], kind, config.min_count) for name, kind in inputs.items()),
         tuple(targets.fit_target(name, kind, rows[name], known[name]) for name, kind in wanted.items()),
     )
-    splits = {
-        name: Split(part, {}, {t.name: targets.encode_target(part[t.name], t) for t in spec.targets})
-        for name, part in parts.items()
-    }
+    splits = targets.encode_parts(parts, spec.targets)
     return Data(**splits, spec=spec, source=examples.source, bad=(*examples.bad, *bad, *dropped), notes=tuple(notes))
 
 
@@ -179,7 +173,7 @@ def _hidden(vector: keras.KerasTensor, config: Config) -> keras.KerasTensor:
             kernel_regularizer=make_regularizer(config),
         )(vector)
         if config.normalizes:
-            vector = keras.layers.BatchNormalization()(vector)
+            vector = make_batch_norm()(vector)
         vector = keras.layers.Activation(config.activation)(vector)
         vector = dropout(config.dropout)(vector) if config.drops else vector
     return vector

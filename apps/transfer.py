@@ -314,7 +314,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
     """For each image a label with its probability."""
-    return targets.answers(trained.spec.targets, trained.outputs(frame), 0.5, True)
+    return targets.answers(trained.spec.targets, trained.outputs(frame))
 
 
 def report(run: Run) -> None:

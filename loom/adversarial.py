@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
-
-from loom.app import Metrics
-
-Judge = Callable[[np.ndarray, np.ndarray], Metrics]
-"""Metrics of generated images, from real ones and as many generated ones."""
 
 
 class Adversarial(keras.Model):
@@ -36,7 +29,6 @@ class Adversarial(keras.Model):
     Args:
         generator: One named input of noise `(batch, units)`, one named output, images.
         discriminator: One input, such images, and one output of logits `(batch, 1)`.
-        metric_names: What `judge` will measure.
         loss: The generator's loss, `"minimax"` or `"non-saturating"`.
         real_target: What the discriminator is to answer to real images; below 1 keeps it from certainty (one-sided
             label smoothing, Salimans et al. 2016, Improved techniques for training GANs).
@@ -47,7 +39,6 @@ class Adversarial(keras.Model):
         self,
         generator: keras.Model,
         discriminator: keras.Model,
-        metric_names: tuple[str, ...] = (),
         loss: Literal["minimax", "non-saturating"] = "non-saturating",
         real_target: float = 1.0,
         seed: int = 0,
@@ -56,14 +47,11 @@ class Adversarial(keras.Model):
         (self._image_name,) = generator.output
         self.generator = generator
         self.discriminator = discriminator
-        self.judge: Judge | None = None
-        """Measures generated images whenever the model is evaluated."""
         self.loss_name = loss
         self.real_target = real_target
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.entropy = keras.losses.BinaryCrossentropy(from_logits=True)
         self.seen = [keras.metrics.Mean(name) for name in ("generator_loss", "discriminator_loss")]
-        self.judged = [keras.metrics.Mean(name) for name in metric_names]
 
     def compile(self, optimizer: tuple[Any, Any], jit_compile: bool | str = "auto", **losses: Any) -> None:
         """Take the generator's and the discriminator's optimizer; outputs have no losses of their own here."""
@@ -80,8 +68,8 @@ class Adversarial(keras.Model):
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
-        """Losses of both networks, and what the judge measures."""
-        return [*self.seen, *self.judged]
+        """Losses of both networks."""
+        return self.seen
 
     def train_step(self, data: Any) -> dict[str, Any]:
         """One update of the discriminator, then one of the generator."""
@@ -105,16 +93,6 @@ class Adversarial(keras.Model):
         real, generated = self._real(targets), self(inputs, training=False)[self._image_name]
         discriminator_loss = self._discriminator_loss(real, generated, training=False)
         return self._losses_so_far(self._generator_loss(generated, training=False), discriminator_loss, real)
-
-    def evaluate(self, x: tf.data.Dataset, **options: Any) -> Metrics:
-        """Both losses, and what the judge says of the images made from the data's noise."""
-        losses = super().evaluate(x, **{**options, "return_dict": True})
-        if self.judge is None:
-            return losses
-        pairs = [(self._real(targets), self.predict_on_batch(inputs)) for inputs, targets in x]
-        real = np.concatenate([images for images, _ in pairs])
-        generated = np.concatenate([outputs[self._image_name] for _, outputs in pairs])
-        return {**losses, **self.judge(real, generated)}
 
     def _real(self, targets: dict[str, Any]) -> Any:
         images = targets[self._image_name]

@@ -31,6 +31,9 @@ Metrics = dict[str, float]
 Answer = dict[str, Any]
 """What a person gets for one raw example, e.g. `{"label": "positive", "probability": 0.97}`."""
 
+Evaluate = Callable[["Split", "dict[str, np.ndarray]"], Metrics]
+"""Measures a whole part of the data by the model's outputs for it."""
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -58,9 +61,9 @@ class App:
     that the config names. `train_batches` makes the batches to train on, where their order is to be another than a
     random one.
 
-    `evaluate` takes config, spec, a whole part of the data and the model's outputs for it, and gives metrics that no
-    mean over batches is, such as a recall among all examples: of the validation part after every epoch (`val_NAME`, an
-    objective too), and as those of the test part.
+    `evaluate` takes config and data, and gives a function of a whole part and the model's outputs for it that returns
+    metrics which no mean over batches is, such as a recall among all examples: of the validation part after every epoch
+    (`val_NAME`, an objective too), and as those of the test part.
     """
 
     name: str
@@ -83,7 +86,7 @@ class App:
     start: Callable[[Any, keras.Model], Sequence[str]] | None = None
     optimizer: Callable[[Any, float, int], Any] | None = None
     train_batches: Callable[[Run], Batches] | None = None
-    evaluate: Callable[[Any, Spec, Split, dict[str, np.ndarray]], Metrics] | None = None
+    evaluate: Callable[[Any, Data], Evaluate] | None = None
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
         """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""

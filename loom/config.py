@@ -118,6 +118,11 @@ class TrainingConfig:
         return self.regularization in ("batchnorm", "both")
 
     @property
+    def seed_of_splits(self) -> int:
+        """What picks the splits."""
+        return self.seed if self.split_seed == -1 else self.split_seed
+
+    @property
     def cores(self) -> int:
         """Threads per operation, with 0 resolved."""
         return self.threads or available_cores()
@@ -126,6 +131,11 @@ class TrainingConfig:
 def flag(field: str) -> str:
     """Name of the command-line flag of a config field."""
     return "--" + field.replace("_", "-")
+
+
+def split_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(filter(None, map(str.strip, text.split(","))))
 
 
 def to_dict(config: TrainingConfig) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def embedding_map(vectors: np.ndarray, classes: Sequence[str], title: str) -> Fi
 
     Args:
         vectors: (count, features).
-        classes: Name of each one's class; no names, or 11 different ones and more, mean one colour.
+        classes: Name of each one's class; no names, or 21 different ones and more, mean one colour.
         title: Of the figure.
     """
     from matplotlib import colormaps
@@ -106,13 +106,13 @@ def embedding_map(vectors: np.ndarray, classes: Sequence[str], title: str) -> Fi
         share = f"\n{components.explained_variance_ratio_.sum():.0%} of the variance"
     figure, (axis,) = new_figure(1, 7.0, 5.5)
     found = sorted(set(classes))
-    if not 1 <= len(found) <= colormaps["tab10"].N:
+    colors = colormaps["tab10" if len(found) <= colormaps["tab10"].N else "tab20"]
+    if not 1 <= len(found) <= colors.N:
         axis.scatter(points[:, 0], points[:, 1], s=8, alpha=0.7)
         found = []
     for number, name in enumerate(found):
         of_class = points[np.array(classes) == name]
-        color = colormaps["tab10"](number)
-        axis.scatter(of_class[:, 0], of_class[:, 1], s=8, alpha=0.7, color=color, label=name)
+        axis.scatter(of_class[:, 0], of_class[:, 1], s=8, alpha=0.7, color=colors(number), label=name)
     if found:
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
     axis.set(xlabel=names[0], ylabel=names[1], title=title + share)

@@ -10,7 +10,6 @@ import numpy as np
 
 from loom.app import Metrics
 from loom.figures_images import show_image
-from loom.report import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,25 +84,6 @@ def chance(classes: np.ndarray, counts: Sequence[int], asked: np.ndarray | None 
         return float(np.mean([math.comb(total - count, draws) / math.comb(total, draws) for count in chosen] or [1.0]))
 
     return {f"recall_at_{count}": 1 - misses(min(count, total)) for count in counts}
-
-
-def map_of_classes(vectors: np.ndarray, classes: np.ndarray, names: Sequence[str]) -> Figure:
-    """Vectors (examples, features) on a plane, coloured by class: their two directions of largest variance."""
-    from matplotlib import colormaps
-    from sklearn.decomposition import PCA
-
-    figure, (axis,) = new_figure(1, 6.5, 5.5)
-    plane = PCA(2, random_state=0).fit(vectors)
-    points = plane.transform(vectors)
-    colors, count = (colormaps["tab10"], 10) if len(names) <= 10 else (colormaps["tab20"], 20)
-    for kind in np.unique(classes):
-        (xs, ys), color = points[classes == kind].T, colors(int(kind) % count)
-        axis.plot(xs, ys, ".", color=color, markersize=5, alpha=0.6, markeredgewidth=0)
-        box = {"facecolor": "white", "edgecolor": color, "pad": 1.5}
-        axis.text(np.median(xs), np.median(ys), names[kind], ha="center", va="center", fontsize=9, bbox=box)
-    share = plane.explained_variance_ratio_.sum()
-    axis.set_title(f"Embeddings of the test images: two directions with {share:.0%} of the variance", fontsize=11)
-    return figure
 
 
 def retrievals(

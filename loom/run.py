@@ -21,6 +21,7 @@ from loom.trained import Trained
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from loom.app import Evaluate
     from loom.runtime import Runtime
 
 TEST_BATCH = 4096
@@ -89,10 +90,13 @@ class Run:
 
     def evaluate(self, split: Split, outputs: dict[str, np.ndarray] | None = None) -> Metrics:
         """The application's own metrics of a whole part of the data; none where it has none."""
-        if self.app.evaluate is None:
+        if self._evaluate is None:
             return {}
-        outputs = self.trained.outputs_of(split.inputs) if outputs is None else outputs
-        return self.app.evaluate(self.config, self.data.spec, split, outputs)
+        return self._evaluate(split, self.trained.outputs_of(split.inputs) if outputs is None else outputs)
+
+    @cached_property
+    def _evaluate(self) -> Evaluate | None:
+        return self.app.evaluate(self.config, self.data) if self.app.evaluate else None
 
     def figure(self, name: str, figure: Figure) -> None:
         """Keep a figure for the run's report; `name` may be in a folder."""
@@ -111,12 +115,15 @@ def measure(run: Run) -> Metrics:
 
     The loss is the data's alone, without the penalties of regularizers. Outputs with values for each step have masks,
     which only the model itself knows: those are tested by the model, as is what has no loss of its outputs. An
-    application that measures whole parts says all that there is to say: its loss may depend on what meets in a batch.
+    application that measures whole parts says all that there is to say of outputs with a loss, which may depend on what
+    meets in a batch.
     """
-    if run.app.evaluate is not None:
-        return run.evaluate(run.data.test, run.test_outputs())
+    of_whole_part = run.evaluate(run.data.test, run.test_outputs()) if run.app.evaluate else {}
+    if of_whole_part and run.app.loss is not None:
+        return of_whole_part
     if run.app.loss is None or any(None in output.shape[1:] for output in run.model.output.values()):
-        return dict(run.model.evaluate(run.batches(run.data.test).dataset(), return_dict=True, verbose=0))
+        losses = run.model.evaluate(run.batches(run.data.test).dataset(), return_dict=True, verbose=0)
+        return {**losses, **of_whole_part}
     outputs, resolve = run.test_outputs(), partial(run.app.resolve, config=run.config, spec=run.data.spec)
     with full_precision():
         inputs = {name: keras.Input(values.shape[1:], name=name) for name, values in outputs.items()}

@@ -111,6 +111,15 @@ def make_regularizer(config: TrainingConfig) -> keras.regularizers.Regularizer |
     return kind(config.regularization_strength) if kind else None
 
 
+def make_batch_norm(name: str | None = None) -> keras.layers.BatchNormalization:
+    """Batch normalization with averages over some 10 batches.
+
+    Keras' default, some 100, lags behind in runs of a few hundred steps: the model is tested with statistics of weights
+    that it no longer has.
+    """
+    return keras.layers.BatchNormalization(momentum=0.9, name=name)
+
+
 def compile_model(
     model: keras.Model,
     app: Any,

@@ -16,6 +16,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, TypeVar
 
+import numpy as np
+
 from loom.app import AppFile, load_app
 from loom.background import end_with_parent
 from loom.config import TrainingConfig, from_dict
@@ -23,6 +25,8 @@ from loom.errors import UserError
 
 BYTES_PER_PARAMETER = 16
 """Weight, gradient and the two moments that Adam keeps, in float32."""
+FEW = 8
+"""Examples that tell the names of an application's own metrics."""
 LOCK_SECONDS = 30.0
 """How long to wait for a worker that died to let go of a run."""
 
@@ -182,7 +186,8 @@ class Trainer:
         with TemporaryDirectory() as folder:
             run = build_run(self._app, config, self._examples(config), Path(folder))
             names = list(run.model.get_metrics_result())
-            of_whole_parts = list(run.evaluate(run.data.validation))
+            few = run.data.validation.take(np.arange(min(FEW, len(run.data.validation))))
+            of_whole_parts = list(run.evaluate(few))
         objective = self._app.resolve("objective", config, run.data.spec)
         return Names([f"val_{name}" for name in (*names, *of_whole_parts)] + names, objective)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from loom.config import TrainingConfig
+from loom.config import TrainingConfig, split_names
 from loom.data.encode import Encoder
 from loom.data.files import SUFFIXES, Shape, encode_png, image_shape, why_no_image
 from loom.data.pipeline import Data, Split
@@ -30,7 +30,7 @@ IMAGE, LABEL = "image", "label"
 LARGEST_USUAL = 128
 """Pixels of the longer side where images of different sizes are resized to what is usual among them."""
 SIDE_FOR_SIMPLE_METHODS = 16
-"""Pixels of the longest side that baselines look at."""
+"""Pixels of a side that methods with a long time for each pixel look at."""
 MOST_LISTED = 20
 """Classes that a message names."""
 SHARE_OF_MEMORY = 0.4
@@ -266,14 +266,20 @@ def _only_classes(examples: Examples, config: ImageConfig) -> Examples:
     Raises:
         UserError: One of them does not exist.
     """
-    wanted = list(filter(None, map(str.strip, config.classes.split(","))))
-    whole = examples.whole
-    known = sorted(set(whole[LABEL]))
-    for name in wanted:
-        if name not in known:
-            listed = ", ".join(known[:MOST_LISTED]) + (", ..." if len(known) > MOST_LISTED else "")
-            raise UserError(f"--classes {config.classes}: there is no class {name!r} among {listed}")
+    wanted, whole = split_names(config.classes), examples.whole
+    require_classes(config, "classes", wanted, sorted(set(whole[LABEL])))
     return examples.take(whole[whole[LABEL].isin(wanted)]) if wanted else examples
+
+
+def require_classes(config: ImageConfig, field: str, wanted: Iterable[str], known: Sequence[str]) -> None:
+    """Refuse a field of the config that names a class which does not exist.
+
+    Raises:
+        UserError: It does, with the classes that there are.
+    """
+    listed = ", ".join(known[:MOST_LISTED]) + (", ..." if len(known) > MOST_LISTED else "")
+    for name in wanted:
+        config.require(field, name in known, f"there is no class {name!r} among {listed}")
 
 
 def _first_of_each_class(part: pd.DataFrame, config: ImageConfig) -> pd.DataFrame:
@@ -372,12 +378,13 @@ def decode(files: keras.KerasTensor, column: Field, config: ImageConfig) -> kera
     return layers.DecodeImages(*shape_of(column), fit=config.fit)(files)
 
 
-def flat_pixels(config: ImageConfig, spec: Spec, frame: pd.DataFrame) -> np.ndarray:
-    """Pixels from 0 to 1 as simple methods take them: all images of an example in one row, each 16 x 16 at most."""
-    from loom.data.encode import Encoder
+def flat_pixels(
+    config: ImageConfig, spec: Spec, frame: pd.DataFrame, side: int = SIDE_FOR_SIMPLE_METHODS
+) -> np.ndarray:
+    """Pixels from 0 to 1 as simple methods take them: all images of an example in one row, `side` x `side` at most."""
 
     def small(column: Field) -> Field:
-        sides = {side: min(column.statistics[side], SIDE_FOR_SIMPLE_METHODS) for side in ("height", "width")}
+        sides = {name: min(column.statistics[name], side) for name in ("height", "width")}
         return replace(column, statistics={**column.statistics, **sides})
 
     images = Spec(tuple(small(column) for column in spec.inputs if column.kind == "image"), ())

@@ -130,7 +130,7 @@ def split_examples(
         stratify: Gives the class of each row, whose shares are kept equal in all parts; None where there are none.
     """
     train, test, validation = examples.train, examples.test, examples.validation
-    seed = config.seed if config.split_seed == -1 else config.split_seed
+    seed = config.seed_of_splits
     if test is None:
         train, test = _split(train, config.test_fraction, seed, stratify(train), "--test-fraction")
     if config.max_train:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loom.app import Answer, Metrics
+from loom.config import TrainingConfig
 from loom.data.columns import parse_kinds, plain, require_columns
-from loom.data.pipeline import Data, take_rows
+from loom.data.pipeline import Data, Split, take_rows
+from loom.data.sources import Examples, split_examples
 from loom.data.spec import Field, Kind
 from loom.data.tables import column_kind
 from loom.errors import UserError
@@ -147,6 +149,20 @@ def encode_target(values: pd.Series, target: Field) -> np.ndarray:
     return present
 
 
+def split_rows(examples: Examples, config: TrainingConfig, kinds: Mapping[str, Kind]) -> dict[str, pd.DataFrame]:
+    """Rows in three parts, each with its share of every class of the first target that has classes."""
+    name = next((name for name, kind in kinds.items() if kind in ("binary", "classes")), None)
+    return split_examples(examples, config, lambda part: classes_to_stratify(part[name]) if name else None)
+
+
+def encode_parts(parts: Mapping[str, pd.DataFrame], targets: Sequence[Field]) -> dict[str, Split]:
+    """Parts of a table with their targets as Keras takes them."""
+    return {
+        name: Split(part, {}, {target.name: encode_target(part[target.name], target) for target in targets})
+        for name, part in parts.items()
+    }
+
+
 def classes_to_stratify(values: pd.Series) -> np.ndarray:
     """The class of each row; classes too rare to be in every part count as the most common one."""
     counts = values.map(values.value_counts())
@@ -179,7 +195,7 @@ def areas_under_curve(target: Field, truth: np.ndarray, outputs: np.ndarray) -> 
 
 
 def answers(
-    targets: Sequence[Field], outputs: Mapping[str, np.ndarray], threshold: float, probable: bool
+    targets: Sequence[Field], outputs: Mapping[str, np.ndarray], threshold: float = 0.5, probable: bool = True
 ) -> list[Answer]:
     """What a person reads for each row.
 
@@ -187,7 +203,8 @@ def answers(
         targets: What the model predicts; where there are several, their names are in the keys.
         outputs: The model's, by target.
         threshold: As for `decide`.
-        probable: Whether outputs are probabilities; otherwise scores that are positive for the second class.
+        probable: Whether outputs are probabilities; otherwise scores, highest for the likeliest class, or positive for
+            the second one.
     """
     rows: list[Answer] = [{} for _ in outputs[targets[0].name]]
     for target in targets:
@@ -206,9 +223,10 @@ def _answer(target: Field, output: np.ndarray, decided: np.ndarray, several: boo
         probabilities = dict(zip(target.vocabulary, map(float, output), strict=True))
         return {name if several else "labels": chosen, f"{prefix}probabilities": probabilities}
     index = int(decided[0])
+    likely = output[index] if target.kind == "classes" else output[0]
     if not probable:
-        return {name: target.vocabulary[index], f"{prefix}score": float(output[0])}
-    probability = output[index] if target.kind == "classes" else output[0] if index else 1 - output[0]
+        return {name: target.vocabulary[index], f"{prefix}score": float(likely)}
+    probability = likely if target.kind == "classes" or index else 1 - likely
     return {name: target.vocabulary[index], f"{prefix}probability": float(probability)}
 
 

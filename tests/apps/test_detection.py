@@ -50,11 +50,11 @@ def test_scenes_follow_from_the_seed_of_the_splits() -> None:
 
 
 def test_outputs_without_mistakes_have_a_mean_average_precision_of_1(data: Data) -> None:
-    found = detection.evaluate(SMALL, data.spec, data.test, perfect(data, "test"))
+    found = detection.evaluate(SMALL, data)(data.test, perfect(data, "test"))
     assert found == {"map": 1.0, "map_50": 1.0}
     wrong = perfect(data, "test")
     wrong["classes"] = np.roll(wrong["classes"], 1, axis=-1)
-    assert detection.evaluate(SMALL, data.spec, data.test, wrong)["map_50"] == 0
+    assert detection.evaluate(SMALL, data)(data.test, wrong)["map_50"] == 0
 
 
 @pytest.fixture(params=["stretch", "pad"])
@@ -78,7 +78,7 @@ def own(request, tmp_path: Path) -> Config:
 def test_answers_are_in_pixels_of_the_image_itself(own: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     data = encoded(APP, own, detection.load(own))
     assert data.spec.target("objects").vocabulary == ("green", "red")
-    assert detection.evaluate(own, data.spec, data.test, perfect(data, "test")) == {"map": 1.0, "map_50": 1.0}
+    assert detection.evaluate(own, data)(data.test, perfect(data, "test")) == {"map": 1.0, "map_50": 1.0}
     trained = Trained(APP, own, data.spec, detection.build(own, data.spec))
     monkeypatch.setattr(Trained, "outputs", lambda self, frame: perfect(data, "test"))
     for answer, text in zip(trained.predict(data.test.raw), data.test.raw["objects"], strict=True):

@@ -98,7 +98,7 @@ def test_impossible_settings_are_one_line(settings: dict, message: str) -> None:
 def test_the_search_space_builds_and_its_objective_is_a_metric(data: Data, tmp_path: Path) -> None:
     config = replace(SMALL, **gan.space(keras_tuner.HyperParameters()))
     run = prepare(APP, config, data, tmp_path)
-    assert APP.objective in {f"val_{name}" for name in run.model.get_metrics_result()}
+    assert APP.objective in {f"val_{name}" for name in run.evaluate(run.data.validation)}
 
 
 @pytest.mark.slow

@@ -40,7 +40,7 @@ def test_classes_that_are_held_out_are_in_the_test_part_only() -> None:
 
 @pytest.mark.parametrize(
     ("classes", "words"),
-    [("8,x", "--held-out-classes 8,x: no class 'x' among 0, 1"), ("0,1,2,3,4,5,6,7,8", "leave 2 to train on")],
+    [("8,x", "--held-out-classes 8,x: there is no class 'x' among 0, 1"), ("0,1,2,3,4,5,6,7,8", "leave 2 to train on")],
 )
 def test_classes_that_cannot_be_held_out_are_named(classes: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -90,7 +90,7 @@ def test_recall_of_held_out_classes_is_asked_among_all_images(data: Data) -> Non
     config = replace(SMALL, held_out_classes="3,8")
     vectors = np.random.default_rng(0).normal(size=(len(data.test), 6))
     classes = data.test.targets["embedding"][:, 0]
-    found = similarity.evaluate(config, data.spec, data.test, {"embedding": vectors})
+    found = similarity.evaluate(config, data)(data.test, {"embedding": vectors})
     assert found["recall_at_1"] == recall_at(vectors, classes, (1,))["recall_at_1"]
     held_out = recall_at(vectors, classes, (5,), np.isin(classes, [3, 8]))["recall_at_5"]
     assert found["held_out_recall_at_5"] == held_out

@@ -128,7 +128,7 @@ def test_the_first_step_is_traced_once(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_one_cycle_rises_to_the_learning_rate_and_falls_to_nothing() -> None:
-    optimizer = runtime.make_optimizer(TrainingConfig(schedule="onecycle", epochs=10, learning_rate=0.5), 10)
+    optimizer = runtime.make_optimizer(TrainingConfig(schedule="onecycle"), learning_rate=0.5, steps=100)
     rates = []
     for step in range(101):
         optimizer.iterations.assign(step)
