@@ -435,6 +435,7 @@ def test_the_command_trains_and_its_model_answers_raw_rows(tmp_path) -> None:
     assert len(answers.output.splitlines()) == ROWS
 
 
+@pytest.mark.slow
 def test_the_sample_is_learned_as_well_as_gradient_boosting_learns_it(tmp_path) -> None:
     config = Config()
     run = trained(replace(config, seed=1), tmp_path)
