@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -105,14 +104,6 @@ def test_a_loss_that_becomes_infinite_fails_the_run_with_its_reason(tmp_path: Pa
     (run,) = client(tmp_path).search_runs(["1"])
     assert run.info.status == "FAILED"
     assert "--learning-rate" in run.data.tags["reason"]
-
-
-@pytest.fixture
-def _interruptible() -> Iterator[None]:
-    """Lets processes started here be interrupted: shells start what runs in the background deaf to it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("_interruptible")

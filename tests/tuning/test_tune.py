@@ -360,6 +360,7 @@ def test_the_best_configuration_is_trained_as_a_full_run_that_alone_is_tested(tm
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_study_is_killed_and_goes_on(tmp_path: Path, signal_number: int) -> None:
     study = Disturbed(tmp_path, ["--trials", "3", "--pause", "1"], seed=0)
