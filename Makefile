@@ -6,8 +6,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
 	&& echo $$python && break; done)
 BIN := $(VENV)/bin
-# Every process holds a TensorFlow of its own, up to 2 GB; one more than there are cores works while another waits.
-PARALLEL := --numprocesses $(shell $(PYTHON) -c 'import os; print(min((os.cpu_count() or 1) + 1, 4))')
+# Every process holds a TensorFlow of its own, up to 2 GB.
+PARALLEL := --numprocesses logical --maxprocesses 4
 
 .PHONY: install demo test check slow clean
 install: $(VENV)/installed

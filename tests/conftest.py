@@ -6,18 +6,34 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import SMALL_SENTIMENT, TrainedRun, loom
+from xdist.scheduler import LoadFileScheduling
 
 LONGEST = ("test_sequence_contract.py", "test_tune.py", "test_resume.py")
 """Files that start first, so that no process is left alone with one of them at the end."""
+SHARING = ("test_train.py", "test_model.py", "test_export.py")
+"""Files that share the trained run `sentiment_run`, and so one process, next."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files come first, then those that share a trained run."""
-    sharing = {item.path for item in items if "sentiment_run" in getattr(item, "fixturenames", ())}
-    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in sharing))
+    """What takes longest comes first."""
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path.name not in SHARING))
+
+
+class ByFile(LoadFileScheduling):
+    """Tests of a file run in one process, and so do those of files that share a trained run."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "sentiment_run" if file.endswith(SHARING) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadFileScheduling | None:
+    """Every test process trains what its tests share."""
+    return ByFile(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(autouse=True)

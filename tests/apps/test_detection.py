@@ -180,6 +180,7 @@ def test_a_file_that_is_not_there_is_named() -> None:
         detection.load(replace(SMALL, data="boxes.csv"))
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_its_model_answers_files(tmp_path: Path, data: Data) -> None:
     settings = ("--scenes", "80", "--filters", "4", "--epochs", "2", "--brightness", "0.1")
     outcome = loom("train", "detection", *settings, "--json", cwd=tmp_path)

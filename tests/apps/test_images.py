@@ -79,6 +79,7 @@ def test_image_files_and_base64_give_the_same_answers(run: TrainedRun) -> None:
     assert all(answer["label"] in set("0123456789") and 0.1 <= answer["probability"] <= 1 for answer in answers)
 
 
+@pytest.mark.slow
 def test_a_file_that_is_no_image_is_refused_in_one_line(run: TrainedRun) -> None:
     (run.folder / "cut.png").write_bytes(digits()["image"][0][:-20])
     outcome = loom("predict", run.run_id, "cut.png", cwd=run.folder)

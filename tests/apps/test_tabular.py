@@ -260,7 +260,7 @@ SAMPLE_MODELS = {
 
 @pytest.mark.parametrize(
     "model",
-    [pytest.param(model, marks=() if model in ("perceptron", "mlp") else pytest.mark.slow) for model in SAMPLE_MODELS],
+    [pytest.param(model, marks=() if model == "perceptron" else pytest.mark.slow) for model in SAMPLE_MODELS],
 )
 def test_every_model_learns_the_sample(model, tmp_path) -> None:
     options, metric, margin = SAMPLE_MODELS[model]
@@ -425,6 +425,7 @@ def test_impossible_settings_are_refused_by_flag(options, flag) -> None:
 # The whole command
 
 
+@pytest.mark.slow
 def test_the_command_trains_and_its_model_answers_raw_rows(tmp_path) -> None:
     frame().to_csv(tmp_path / "table.csv", index=False)
     outcome = loom("train", "tabular", "--data", "table.csv", "--epochs", "3", "--json", cwd=tmp_path)

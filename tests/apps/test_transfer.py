@@ -203,6 +203,7 @@ def test_a_search_space_that_runs(tmp_path) -> None:
 # The whole command
 
 
+@pytest.mark.slow
 def test_a_run_is_the_start_of_another_whose_model_answers_an_image(tmp_path) -> None:
     """The real thing: train on 0 to 4, transfer to 5 to 9, load in a fresh process, answer a file."""
     pretrained = loom(

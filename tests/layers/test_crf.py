@@ -282,7 +282,10 @@ def accuracy_of_single_steps(inputs, tags):
 
 @pytest.mark.parametrize(
     "jit_compile",
-    [pytest.param(False, id="graph", marks=pytest.mark.tensorflow_only), pytest.param(True, id="program")],
+    [
+        pytest.param(False, id="graph", marks=pytest.mark.tensorflow_only),
+        pytest.param(True, id="program", marks=pytest.mark.slow),
+    ],
 )
 def test_a_crf_learns_transitions_that_single_steps_do_not_show(rng, tmp_path, jit_compile):
     (inputs, tags, _), (test_inputs, test_tags, mask) = alternating(rng, 128), alternating(rng, 64)

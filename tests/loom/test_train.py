@@ -96,6 +96,7 @@ def test_bad_rows_are_quarantined_and_listed(tmp_path: Path) -> None:
     assert "UTF-8" in data["quarantined"][0]["why"]
 
 
+@pytest.mark.slow
 def test_a_loss_that_becomes_infinite_fails_the_run_with_its_reason(tmp_path: Path) -> None:
     settings = ("--optimizer", "sgd", "--learning-rate", "1e38", "--target", "rating")
     outcome = loom("train", "sentiment", *SMALL_SENTIMENT, *settings, cwd=tmp_path)
