@@ -244,7 +244,7 @@ def _tfds_frame(builder: Any, part: str, columns: Sequence[str]) -> pd.DataFrame
     import tensorflow_datasets as tfds
 
     features = builder.info.features
-    images = [name for name in columns if isinstance(features.get(name), tfds.features.Image)]
+    images = [name for name in columns if name in features and isinstance(features[name], tfds.features.Image)]
     names = [name for name in columns or features if name in features and features[name].shape == ()] + images
     files = {name: tfds.decode.SkipDecoding() for name in images}
     only = tfds.decode.PartialDecoding(dict.fromkeys(names, True), decoders=files)  # nothing beside them is decoded

@@ -170,6 +170,7 @@ def test_the_search_space_names_settings_and_builds(data: Data) -> None:
     assert autoencoder.build(config, data.spec).count_params() > 0
 
 
+@pytest.mark.slow
 def test_from_the_command_to_an_answer_of_the_saved_model(tmp_path: Path) -> None:
     """A small variational one, trained, saved, checked in a fresh process, and asked."""
     settings = ("--model", "variational", "--encoder", "mlp", "--units", "16", "--latent-units", "3")

@@ -187,7 +187,7 @@ def test_the_gradient_of_the_log_partition_is_the_probability_of_each_pair_of_ta
 
 
 @pytest.mark.tensorflow_only
-@in_both_graphs
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["graph", "program"])
 def test_second_derivatives_equal_differences_of_first_ones(rng, jit_compile):
     import tensorflow as tf
 
