@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 # Every process holds a TensorFlow of its own, up to 2 GB.
 PARALLEL := --numprocesses logical --maxprocesses 4
 
-.PHONY: install demo test check slow clean
+.PHONY: install demo test check fast slow clean
 install: $(VENV)/installed
 
 $(VENV)/installed: pyproject.toml constraints.txt
@@ -22,7 +22,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/loom train sentiment
 
-test: check
+test: install
+	@$(MAKE) --jobs 2 check fast
+
+fast: install
 	$(BIN)/pytest $(PARALLEL) --dist loadfile --no-loadscope-reorder
 
 check: install

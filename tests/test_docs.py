@@ -10,6 +10,7 @@ import pytest
 
 from loom import cli
 from loom.app import list_apps, load_app, locate_app
+from loom.config import flag, to_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -40,15 +41,18 @@ def test_commands_and_applications_exist(page: Path) -> None:
         assert name in list_apps()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_flags_exist(page: Path) -> None:
-    from loom.config import flag, to_dict
-
+@pytest.fixture(scope="module")
+def flags() -> set[str]:
+    """Flags of all commands, applications and benchmarks."""
     configs = [load_app(locate_app(name)).config() for name in list_apps()]
-    flags = {flag(name) for config in configs for name in to_dict(config)}
-    flags |= {"--resume", "--from-run", "--json", "--debug", "--help", "--format", "--output", "--port", "--host"}
-    flags |= {"--quick", "--figure", "--torch"}  # benchmarks
-    flags |= set(re.findall(r"--[a-z][a-z-]+", cli.TUNE_HELP + cli.COMPARE_HELP))
+    found = {flag(name) for config in configs for name in to_dict(config)}
+    found |= {"--resume", "--from-run", "--json", "--debug", "--help", "--format", "--output", "--port", "--host"}
+    found |= {"--quick", "--figure", "--torch"}  # benchmarks
+    return found | set(re.findall(r"--[a-z][a-z-]+", cli.TUNE_HELP + cli.COMPARE_HELP))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_exist(page: Path, flags: set[str]) -> None:
     text = page.read_text(encoding="utf-8")
     for name in re.findall(r"(?<![\w-])--([a-z][\w-]+)", text):
         assert {f"--{name}", f"--{name.removeprefix('no-')}"} & flags, name

@@ -176,6 +176,7 @@ def test_initializers_are_what_they_say(data: Data, name: str) -> None:
 # Training
 
 
+@pytest.mark.slow
 def test_a_stopped_and_resumed_run_ends_as_one_that_never_stopped(data: Data, tmp_path: Path) -> None:
     """Bit for bit, with dropout, augmented images and mixed targets."""
     config = replace(SMALL, epochs=4, **AUGMENTED)

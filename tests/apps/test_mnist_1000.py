@@ -11,6 +11,7 @@ import pytest
 from support import ROOT, loom
 
 from apps.images import APP, Config
+from loom.data.images import shape_of
 from loom.train import encoded
 
 COMMANDS = runpy.run_path(str(ROOT / "benchmarks" / "images.py"))["COMMANDS"]
@@ -30,6 +31,14 @@ def test_the_page_has_the_commands_of_the_benchmark() -> None:
     page = (ROOT / "docs" / "mnist_1000.md").read_text(encoding="utf-8")
     for flags in (COMMANDS["notes"]["notes, 350 epochs"], COMMANDS["thousand"]["default, augmented"]):
         assert flags.removesuffix(" --patience 0") in page
+
+
+def test_images_of_tfds_are_files_whose_classes_are_named(real_data: Path) -> None:
+    data = APP.load(Config(data="tfds:mnist", data_dir=str(real_data / "tfds"), max_train=20))
+    assert [len(data.train), len(data.test)] == [20, 10_000]
+    assert shape_of(data.spec.input("image")) == (28, 28, 1)
+    assert data.spec.target("label").vocabulary == tuple("0123456789")
+    assert data.train.raw["image"][0].startswith(b"\x89PNG")
 
 
 @pytest.mark.slow

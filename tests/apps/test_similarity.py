@@ -122,6 +122,7 @@ def trained(data: Data, folder: Path, tracker: Tracker, stop_at: int = -1) -> Ru
     return run
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_with_the_weights_of_one_never_stopped(data: Data, tmp_path: Path) -> None:
     store = Store()
     whole_tracker = Tracker.create(store, "whole", {}, "whole")

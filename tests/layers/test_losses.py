@@ -203,7 +203,9 @@ def test_classes_may_stand_in_a_column_and_the_order_of_examples_makes_no_differ
         assert float(loss(classes[list(order)], embeddings[list(order)])) == pytest.approx(value, rel=1e-5)
 
 
-@all_minings
+@pytest.mark.parametrize(
+    "mining", [pytest.param(name, marks=() if name == "semi-hard" else pytest.mark.slow) for name in MININGS]
+)
 def test_fitting_pulls_classes_together_and_apart(rng: np.random.Generator, mining: str) -> None:
     classes = rng.integers(0, 3, 96)
     points = np.hstack([np.eye(3)[classes] + rng.normal(0, 0.3, (96, 3)), rng.normal(0, 2, (96, 3))])
