@@ -47,7 +47,7 @@ def flags() -> set[str]:
     configs = [load_app(locate_app(name)).config() for name in list_apps()]
     found = {flag(name) for config in configs for name in to_dict(config)}
     found |= {"--resume", "--from-run", "--json", "--debug", "--help", "--format", "--output", "--port", "--host"}
-    found |= {"--quick", "--figure", "--torch"}  # benchmarks
+    found |= {"--quick", "--figure", "--torch", "--only"}  # benchmarks
     return found | set(re.findall(r"--[a-z][a-z-]+", cli.TUNE_HELP + cli.COMPARE_HELP))
 
 
@@ -81,6 +81,14 @@ def test_the_tracking_table_is_the_recorded_one() -> None:
     assert "| an epoch, s | {plain:.3f} | {tracked:.3f} | {percent:.2f} % |".format(**found) in page
     assert "| of it waiting in callbacks | | | {waited:.2f} % |".format(**found) in page
     assert "| store and report, s | | {outside:.2f} | |".format(**found) in page
+
+
+def test_the_times_on_mnist_are_the_recorded_ones() -> None:
+    page, race = (ROOT / "docs" / "images.md").read_text(encoding="utf-8"), results("images")["race"]
+    for row in race["rows"]:
+        assert f"| {row['seed']} | {row['seconds_to_threshold']:.0f} | {row['accuracy']:.4f} |" in page
+    line = "Medians of {ours_seconds:.0f} and {keras_seconds:.0f} seconds: {ratio:.1f} times as fast"
+    assert line.format(**race["summary"]) in page
 
 
 def test_the_titanic_table_is_the_recorded_one() -> None:
