@@ -60,7 +60,7 @@ class Config(ImageConfig):
     """Initial kernels; `uniform` lies within 0.1, `small` and `large` are normal with 0.01 and 1; `auto` suits."""
     bias: bool = True
     """Whether layers add a learned bias (where no batch normalization follows, which has one)."""
-    regularization: Regularization = "both"
+    regularization: Regularization = "batchnorm"
     dropout: float = 0.25
     """Share of the values dropped after each stage and hidden layer, with --regularization dropout or both."""
     loss: Literal["crossentropy", "squared_error"] = "crossentropy"

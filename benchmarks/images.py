@@ -8,8 +8,8 @@ keras.io's `mnist_convnet` example (two convolutions with ReLU and max pooling, 
 memory, with a tenth of them held out to validate. Seconds are those of training with validation; the test accuracy is
 taken after each epoch with the clock stopped. `full` is a `loom train images` command on all images; `notes` and
 `thousand` are such commands on the first 1,000: the 784-40-10 network of the lecture notes with and without early
-stopping, and all the application offers. `--quick` runs the built-in digits, where the threshold is 0.9, for a few
-epochs.
+stopping, and all the application offers. `regularization` is `loom compare` on 1,000 images. `--quick` runs the
+built-in digits, where the threshold is 0.9, for a few epochs.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ COMMANDS = {
         "default, augmented": THOUSAND,
     },
 }
+COMPARE = "--max-train 1000 --validation-fraction 0.67 --vary regularization=none,dropout,batchnorm,both"
 THRESHOLD, QUICK_THRESHOLD = 0.99, 0.9
 QUICK = "--max-train 500 --epochs 3 --test-fraction 0.5"
 
@@ -56,7 +57,7 @@ def main() -> None:
     parser.add_argument("--data-dir", default="", help="folder with the prepared TFDS data set mnist")
     parser.add_argument("--quick", action="store_true", help="built-in digits instead of MNIST, a few epochs")
     parser.add_argument("--json", type=Path, help="file to write the results to; other parts in it stay")
-    parser.add_argument("--only", choices=("race", *COMMANDS), help="only this part")
+    parser.add_argument("--only", choices=("race", *COMMANDS, "regularization"), help="only this part")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each case")
     parser.add_argument("--side", choices=("ours", "keras"), help=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
@@ -71,6 +72,8 @@ def main() -> None:
     for part, commands in COMMANDS.items():
         if options.only in (None, part):
             result[part] = _commands(commands, data, options)
+    if options.only in (None, "regularization"):
+        result["regularization"] = _compare(data, options)
     if options.json:
         result["versions"] = {package: version(package) for package in ("keras", "tensorflow", "scikit-learn")}
         result["machine"] = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
@@ -216,6 +219,17 @@ def _commands(commands: dict[str, str], data: list[str], options: argparse.Names
     return rows
 
 
+def _compare(data: list[str], options: argparse.Namespace) -> dict[str, Any]:
+    """Validation accuracy with each kind of regularization."""
+    flags = _with(COMPARE, QUICK) if options.quick else COMPARE
+    seeds = str(1 if options.quick else options.seeds)
+    found = _loom("compare", [*data, *flags.split(), "--seeds", seeds])
+    print("| regularization | validation accuracy, mean | standard deviation |\n|---|---|---|")
+    for row in found["variants"]:
+        print(f"| {row['settings']['regularization']} | {row['mean']:.4f} | {row['spread']:.4f} |", flush=True)
+    return {"flags": flags, "date": time.strftime("%Y-%m-%d"), "variants": found["variants"]}
+
+
 def _with(flags: str, others: str) -> str:
     """Flags with a value each or none, those of `others` instead of the same ones."""
     groups = [f"--{group}".split() for text in (flags, others) for group in re.split(r"(?:^|\s)--", text) if group]
@@ -223,15 +237,10 @@ def _with(flags: str, others: str) -> str:
 
 
 def _train(flags: list[str]) -> dict[str, Any]:
-    """One command in an empty folder."""
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "loom", "train", "images", *flags, "--json"]
-        start = time.perf_counter()
-        process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        seconds = time.perf_counter() - start
-    if process.returncode:
-        sys.exit(process.stderr)
-    metrics = json.loads(process.stdout.splitlines()[-1])["metrics"]
+    """What a run measured."""
+    start = time.perf_counter()
+    metrics = _loom("train", flags)["metrics"]
+    seconds = time.perf_counter() - start
     baseline = max(value for key, value in metrics.items() if key.startswith("baseline_") and "majority" not in key)
     return {
         "train": metrics["train_accuracy"],
@@ -239,6 +248,16 @@ def _train(flags: list[str]) -> dict[str, Any]:
         "baseline": baseline,
         "seconds": seconds,
     }
+
+
+def _loom(command: str, flags: list[str]) -> dict[str, Any]:
+    """The result of a command, in an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [sys.executable, "-m", "loom", command, "images", *flags, "--json"]
+        process = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, check=False)
+    if process.returncode:
+        sys.exit(process.stderr)
+    return dict(json.loads(process.stdout.splitlines()[-1]))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ def main() -> None:
     few += ["--max-train", "2000"] if mnist else []
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
         passes = ["--epochs", "5"] if mnist else []
         source = _loom(folder, "train", "images", *data, *passes, "--classes", PRETRAINED)
         print(f"images, digits {PRETRAINED}: test accuracy {source['metrics']['test_accuracy']:.4f}", flush=True)
