@@ -392,10 +392,7 @@ def _valid(rng, batch, steps):
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize(
     ("masks", "known", "cores"),
-    [
-        pytest.param(*case, marks=() if case == ("keys", True, 5) else pytest.mark.slow)
-        for case in itertools.product(LAYER_MASKS, (True, False), (1, 5))
-    ],
+    [pytest.param(*case, marks=pytest.mark.slow) for case in itertools.product(LAYER_MASKS, (True, False), (1, 5))],
 )
 def test_a_layer_in_blocks_equals_the_layer_at_once(masks, known, cores, rng, monkeypatch):
     """Plain graphs, as in `fit` without XLA; with one or five cores for two heads of three examples, and of none."""

@@ -64,9 +64,9 @@ FEW = ("LSTM/peepholes_layer_norm", "TransformerDecoderBlock/memory", "BatchNorm
 """Cases of what takes long to compile; the slow suite has the others."""
 
 
-def few_params(condition):
+def few_params(condition, few=FEW):
     return [
-        pytest.param(name, marks=() if name in FEW else pytest.mark.slow)
+        pytest.param(name, marks=() if name in few else pytest.mark.slow)
         for name, case in CASES.items()
         if condition(case)
     ]
@@ -318,7 +318,7 @@ def graph_inputs(batch, time):
 
 
 @pytest.mark.tensorflow_only
-@pytest.mark.parametrize("name", few_params(lambda case: case.own_graph))
+@pytest.mark.parametrize("name", few_params(lambda case: case.own_graph, FEW[1:]))
 def test_training_in_a_plain_graph_of_unknown_sizes_equals_eager_mode(name):
     import tensorflow as tf
 

@@ -70,6 +70,7 @@ def digits() -> tuple[np.ndarray, np.ndarray, FeatureSpace]:
     return images[:1400], images[1400:], FeatureSpace(images[:1400], data.target[order][:1400])
 
 
+@pytest.mark.slow
 def test_features_are_the_same_in_whichever_state_the_process_is(digits) -> None:
     import keras
 
