@@ -30,7 +30,8 @@ from typing import Any
 
 NOTES = (
     "--max-train 1000 --model mlp --units 40 --no-bias --regularization none --loss squared_error "
-    "--initializer uniform --optimizer sgd --learning-rate 0.025 --schedule constant --batch-size 1 --epochs 350"
+    "--initializer uniform --optimizer sgd --learning-rate 0.025 --schedule constant --batch-size 1 --epochs 350 "
+    "--steps-per-execution 50"
 )
 THOUSAND = "--max-train 1000 --epochs 150 --rotation 15 --translation 0.1 --zoom 0.15 --elastic 1.5 --patience 0"
 RACE = "--model lenet --regularization batchnorm --epochs 3 --batch-size 128 --learning-rate 0.01"

@@ -42,6 +42,8 @@ class TrainingConfig:
     """Passes over the training examples."""
     batch_size: int = 32
     """Examples per step (over all devices together)."""
+    steps_per_execution: int = 1
+    """Steps taken in one go: small steps lose less time between two of them, and progress is shown less often."""
     buckets: int = 4
     """Number of sequence lengths that batches are padded to; more means less padding and more compilations."""
     optimizer: Optimizer = "adam"
@@ -76,7 +78,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, by name."""
         _check_choices(self)
-        for name in ("epochs", "batch_size", "devices", "buckets"):
+        for name in ("epochs", "batch_size", "devices", "buckets", "steps_per_execution"):
             self.require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in (
             "threads",

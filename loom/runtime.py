@@ -135,6 +135,7 @@ def compile_model(
         metrics=app.resolve("metrics", config, spec),
         loss_weights=app.resolve("loss_weights", config, spec),
         jit_compile=runtime.jit,
+        steps_per_execution=config.steps_per_execution,
     )
 
 

@@ -20,6 +20,8 @@ Augment = Callable[[Mapping[str, Any], Mapping[str, Any], Any], tuple[Mapping[st
 """Takes inputs and targets of a batch and two integers that seed what is random, as tensors; returns changed ones."""
 LENGTH_MULTIPLE = 8
 """Bucket lengths are rounded up to this, so that vector units are filled and lengths repeat between data sets."""
+CHUNK = 512
+"""Examples that are handed to TensorFlow together where all batches have one shape."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,8 @@ class Batches:
             return self._fill(self._sorted_rows)
         rng = np.random.default_rng((self.seed, self.epoch))
         batches = self._fill(rng.permutation(self.count))
+        if len(self.buckets) == 1:
+            return batches
         return [batches[index] for index in rng.permutation(len(batches))]
 
     def _fill(self, rows: np.ndarray) -> list[tuple[np.ndarray, int]]:
@@ -227,8 +231,20 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         for number, (rows, length) in enumerate(self.plan(), start=1):
             self.served = number
-            inputs = {name: _batch(column, rows, length) for name, column in self.inputs.items()}
-            yield (inputs, {name: column[rows] for name, column in self.targets.items()})
+            yield self._examples(rows, length)
+
+    def _examples(self, rows: np.ndarray, length: int) -> tuple[Any, ...]:
+        inputs = {name: _batch(column, rows, length) for name, column in self.inputs.items()}
+        return inputs, {name: column[rows] for name, column in self.targets.items()}
+
+    def _chunks(self) -> Iterator[tuple[Any, ...]]:
+        """Several batches of one length at once: what a handover to TensorFlow costs does not depend on their size."""
+        plan = self.plan()
+        count = max(1, CHUNK // self.batch_size)
+        for start in range(0, len(plan), count):
+            batches = plan[start : start + count]
+            self.served = start + len(batches)
+            yield self._examples(np.concatenate([rows for rows, _ in batches]), batches[0][1])
 
     def dataset(self) -> tf.data.Dataset:
         """These batches, prepared in the background while the model works on the ones before."""
@@ -236,7 +252,9 @@ class Batches:
             {name: _element_spec(column) for name, column in self.inputs.items()},
             {name: _element_spec(column) for name, column in self.targets.items()},
         )
-        if self.augment is None:
+        if self.augment is None and len(self.buckets) == 1:
+            batches = tf.data.Dataset.from_generator(self._chunks, output_signature=signature).rebatch(self.batch_size)
+        elif self.augment is None:
             batches = tf.data.Dataset.from_generator(lambda: iter(self), output_signature=signature)
         else:
             seed = tf.TensorSpec((2,), tf.int32)

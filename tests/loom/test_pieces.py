@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
+import toy
 
 from apps import sentiment
 from loom import Data, Field, Ragged, Spec, Split, TrainingConfig, UserError, runtime
@@ -125,6 +126,19 @@ def test_the_first_step_is_traced_once(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(keras.Model, "train_step", lambda model, data: traces.append(data) or step(model, data))
     fit(run)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("jit", ["on", "off"])
+def test_steps_taken_in_one_go_are_the_same_steps(tmp_path: Path, jit: str) -> None:
+    ends = []
+    for count in (1, 5):
+        config = toy.Config(examples=70, batch_size=10, jit=jit, steps_per_execution=count)
+        run = prepare(toy.APP, config, toy.load(config), tmp_path)
+        fit(run)
+        ends.append([variable.numpy() for variable in run.model.optimizer.variables + run.model.weights])
+    assert ends[0][0] == 21  # steps of three epochs
+    for one, several in zip(*ends, strict=True):
+        np.testing.assert_allclose(one, several, rtol=1e-5, atol=1e-7)
 
 
 def test_one_cycle_rises_to_the_learning_rate_and_falls_to_nothing() -> None:

@@ -113,11 +113,21 @@ def test_400_rows_in_batches_of_150_are_150_150_100() -> None:
     assert sorted(inputs["x"].shape[0] for inputs, _ in batches) == [100, 150, 150]
 
 
-def test_the_dataset_gives_the_same_batches_as_the_iterator() -> None:
-    batches = words(count=100)
-    for (inputs, targets), (tensors, rows) in zip(batches, batches.dataset(), strict=True):
-        np.testing.assert_array_equal(inputs["words"], tensors["words"].numpy())
-        np.testing.assert_array_equal(targets["row"], rows["row"].numpy())
+def numbers(seed: int | None, batch_size: int) -> Batches:
+    rows = np.arange(1100)
+    return Batches({"words": rows[:, None] / 7}, {"row": rows}, batch_size, seed=seed)
+
+
+@pytest.mark.parametrize(
+    "batches", [words(count=100), numbers(0, 3), numbers(1, 600), numbers(2, 2000), numbers(None, 64)]
+)
+def test_the_dataset_gives_the_same_batches_as_the_iterator(batches: Batches) -> None:
+    for epoch in range(2):
+        batches.epoch = epoch
+        for (inputs, targets), (tensors, rows) in zip(batches, batches.dataset(), strict=True):
+            np.testing.assert_array_equal(inputs["words"], tensors["words"].numpy())
+            np.testing.assert_array_equal(targets["row"], rows["row"].numpy())
+        assert batches.served == len(batches)
 
 
 def small_data(texts: list[str]) -> Data:
