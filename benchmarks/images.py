@@ -48,6 +48,7 @@ COMMANDS = {
     },
 }
 COMPARE = "--max-train 1000 --validation-fraction 0.67 --vary regularization=none,dropout,batchnorm,both"
+PASSES = (20, 60)
 THRESHOLD, QUICK_THRESHOLD = 0.99, 0.9
 QUICK = "--max-train 500 --epochs 3 --test-fraction 0.5"
 
@@ -220,15 +221,19 @@ def _commands(commands: dict[str, str], data: list[str], options: argparse.Names
     return rows
 
 
-def _compare(data: list[str], options: argparse.Namespace) -> dict[str, Any]:
-    """Validation accuracy with each kind of regularization."""
-    flags = _with(COMPARE, QUICK) if options.quick else COMPARE
+def _compare(data: list[str], options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Validation accuracy with each kind of regularization, after few epochs and after many."""
     seeds = str(1 if options.quick else options.seeds)
-    found = _loom("compare", [*data, *flags.split(), "--seeds", seeds])
-    print("| regularization | validation accuracy, mean | standard deviation |\n|---|---|---|")
-    for row in found["variants"]:
-        print(f"| {row['settings']['regularization']} | {row['mean']:.4f} | {row['spread']:.4f} |", flush=True)
-    return {"flags": flags, "date": time.strftime("%Y-%m-%d"), "variants": found["variants"]}
+    print("| epochs | regularization | validation accuracy, mean | standard deviation |\n|---|---|---|---|")
+    compared = []
+    for epochs in PASSES[:1] if options.quick else PASSES:
+        flags = _with(COMPARE, QUICK) if options.quick else f"{COMPARE} --epochs {epochs}"
+        found = _loom("compare", [*data, *flags.split(), "--seeds", seeds])["variants"]
+        for row in found:
+            kind = row["settings"]["regularization"]
+            print(f"| {epochs} | {kind} | {row['mean']:.4f} | {row['spread']:.4f} |", flush=True)
+        compared.append({"epochs": epochs, "flags": flags, "date": time.strftime("%Y-%m-%d"), "variants": found})
+    return compared
 
 
 def _with(flags: str, others: str) -> str:

@@ -61,15 +61,17 @@ ENCODERS = [
     {"encoder": "bag"},
     {"encoder": "bag", "pair_buckets": 0},
     {"encoder": "elman"},
-    {"encoder": "lstm", "bidirectional": True, "recurrent_dropout": 0.2, "dropout": 0.2},
-    {"encoder": "gru", "depth": 2, "pooling": "last"},
     {"encoder": "gru", "pooling": "mean", "mask_padding": False},
-    pytest.param(
-        {"encoder": "gru", "pooling": "root", "bidirectional": True, "segment": 7, "pair_units": 3},
-        marks=pytest.mark.slow,
-    ),
     {"encoder": "transformer", "depth": 2, "units": 6, "dropout": 0.1},
-    {"encoder": "transformer", "pooling": "root", "segment": 7, "pair_units": 3, "units": 5, "heads": 2},
+    *(
+        pytest.param(settings, marks=pytest.mark.slow)
+        for settings in (
+            {"encoder": "lstm", "bidirectional": True, "recurrent_dropout": 0.2, "dropout": 0.2},
+            {"encoder": "gru", "depth": 2, "pooling": "last"},
+            {"encoder": "gru", "pooling": "root", "bidirectional": True, "segment": 7, "pair_units": 3},
+            {"encoder": "transformer", "pooling": "root", "segment": 7, "pair_units": 3, "units": 5, "heads": 2},
+        )
+    ),
 ]
 
 

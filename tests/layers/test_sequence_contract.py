@@ -570,6 +570,7 @@ def test_batch_without_examples_is_trained_on():
     assert not any(np.any(gradient) for gradient in outputs[2:])
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only
 def test_distributed_training_equals_training_on_one_device(rng):
     import tensorflow as tf

@@ -162,7 +162,8 @@ def test_every_segment_is_read_as_a_sequence_of_its_own(steps: int) -> None:
         np.testing.assert_allclose(together[:, piece], alone, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("jit", [False, True])
 def test_a_model_with_these_layers_trains_and_reloads(tmp_path, jit: bool) -> None:
     words = keras.Input((None,), dtype="int32")
     bag = BagOfWordPairs(50, 4, 64, embeddings_regularizer="l2")(Shorten(6, "ends")(words))

@@ -258,7 +258,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     ("oracle", "arguments", "trials", "kills", "pause"),
     [
-        ("random", ["--trials", "6"], 6, 3, 0.6),
+        ("random", ["--trials", "4"], 4, 2, 0.6),
         pytest.param("random", ["--trials", "12"], 12, 20, 2, marks=SLOW),
         pytest.param("grid", ["--trials", "12", *GRID], 12, 20, 2, marks=SLOW),
         pytest.param("bayesian", ["--trials", "12"], 12, 20, 2, marks=SLOW),
