@@ -53,11 +53,17 @@ class Adversarial(keras.Model):
         self.entropy = keras.losses.BinaryCrossentropy(from_logits=True)
         self.seen = [keras.metrics.Mean(name) for name in ("generator_loss", "discriminator_loss")]
 
-    def compile(self, optimizer: tuple[Any, Any], jit_compile: bool | str = "auto", **losses: Any) -> None:
+    def compile(
+        self,
+        optimizer: tuple[Any, Any],
+        jit_compile: bool | str = "auto",
+        steps_per_execution: int = 1,
+        **losses: Any,
+    ) -> None:
         """Take the generator's and the discriminator's optimizer; outputs have no losses of their own here."""
         super().compile(optimizer[1], jit_compile=jit_compile)
         self.discriminator_optimizer = self.optimizer  # in Keras' wrapper, where float16 needs one
-        super().compile(optimizer[0], jit_compile=jit_compile)
+        super().compile(optimizer[0], jit_compile=jit_compile, steps_per_execution=steps_per_execution)
         self.optimizer.build(self.generator.trainable_variables)
         self.discriminator_optimizer.build(self.discriminator.trainable_variables)
 

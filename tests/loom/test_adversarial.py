@@ -127,3 +127,12 @@ def test_what_is_saved_is_the_generator_alone(tmp_path: Any) -> None:
     loaded = keras.saving.load_model(tmp_path / "generator.keras", compile=False)
     assert loaded.count_params() == model.generator.count_params() < model.count_params()
     np.testing.assert_array_equal(loaded({"noise": NOISE})["image"], model({"noise": NOISE})["image"])
+
+
+def test_several_steps_are_taken_in_one_go_where_that_is_asked_for() -> None:
+    model = adversaries()
+    rates = (keras.optimizers.SGD(0.01), keras.optimizers.SGD(0.01))
+    model.compile(rates, jit_compile=False, steps_per_execution=3)
+    model.fit(batches(), verbose=0, shuffle=False)
+    assert model.steps_per_execution == 3
+    assert int(model.optimizer.iterations) == EXAMPLES // BATCH
