@@ -89,6 +89,20 @@ def test_the_times_on_mnist_are_the_recorded_ones() -> None:
         assert f"| {row['seed']} | {row['seconds_to_threshold']:.0f} | {row['accuracy']:.4f} |" in page
     line = "Medians of {ours_seconds:.0f} and {keras_seconds:.0f} seconds: {ratio:.1f} times as fast"
     assert line.format(**race["summary"]) in page
+    (best,) = results("images")["full"]
+    assert f"give {best['test']:.4f}, in {best['seconds']:.0f} s on" in page
+    assert f"neighbours: {best['baseline']:.4f})" in page
+    assert f"loom train images --data tfds:mnist {best['flags']}\n" in page
+
+
+def test_the_table_of_transfer_is_the_recorded_one() -> None:
+    page, rows = (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8"), results("transfer")["rows"]
+    names = {"fine_tuned": "frozen, then fine-tuned", "frozen": "frozen", "from_scratch": "from scratch"}
+    for row in rows:
+        assert f"| {names[row['case']]} | {row['mean']:.4f} | {row['spread']:.4f} |" in page
+    scores = {row["case"]: row["scores"] for row in rows}
+    for frozen, fine_tuned, scratch in zip(*(scores[name] for name in ("frozen", "fine_tuned", "from_scratch"))):
+        assert min(frozen, fine_tuned) > scratch
 
 
 def test_the_titanic_table_is_the_recorded_one() -> None:
