@@ -97,11 +97,11 @@ def test_the_times_on_mnist_are_the_recorded_ones() -> None:
 
 def test_the_table_of_transfer_is_the_recorded_one() -> None:
     page, rows = (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8"), results("transfer")["rows"]
-    names = {"fine_tuned": "frozen, then fine-tuned", "frozen": "frozen", "from_scratch": "from scratch"}
+    names = {"frozen": "frozen", "fine_tuned": "frozen, then fine-tuned", "from_scratch": "from scratch"}
     for row in rows:
         assert f"| {names[row['case']]} | {row['mean']:.4f} | {row['spread']:.4f} |" in page
     scores = {row["case"]: row["scores"] for row in rows}
-    for frozen, fine_tuned, scratch in zip(*(scores[name] for name in ("frozen", "fine_tuned", "from_scratch"))):
+    for frozen, fine_tuned, scratch in zip(*(scores[name] for name in names), strict=True):
         assert min(frozen, fine_tuned) > scratch
 
 
