@@ -13,7 +13,7 @@ import numpy as np
 
 from loom.app import App, Metrics, Phase
 from loom.config import TrainingConfig
-from loom.data.pipeline import Batches, Data, Split, bucket_lengths
+from loom.data.pipeline import Batches, Buckets, Data, Ragged, Split
 from loom.lazy import keras
 from loom.runtime import compile_model, full_precision, make_optimizer
 from loom.trained import Trained
@@ -54,19 +54,18 @@ class Run:
 
     def __post_init__(self) -> None:
         """Choose the lengths that sequences are padded to."""
-        self.buckets = bucket_lengths(self.data.train.lengths, self.config.buckets)
+        self.buckets = Buckets.fit(self.data.train.inputs, self.data.train.targets, self.config.buckets)
         make = self.app.train_batches
         self.train_batches = make(self) if make else self.batches(self.data.train, shuffle=True)
 
     def batches(self, split: Split, shuffle: bool = False) -> Batches:
-        """Batches of one part of the data, padded to one more length where it has longer sequences than training.
+        """Batches of one part of the data, padded to one more shape where it has longer sequences than training.
 
         Those that are shuffled are training batches: they are augmented too.
         """
         seed = self.config.seed if shuffle else None
         augment = self.app.augment(self.config, self.data.spec) if shuffle and self.app.augment else None
-        longest = bucket_lengths(split.lengths, 1)
-        buckets = self.buckets + longest if longest > self.buckets[-1:] else self.buckets
+        buckets = self.buckets.extended(split.inputs, split.targets, len(split))
         return Batches(split.inputs, split.targets, self.config.batch_size, buckets, seed, augment)
 
     @cached_property
@@ -155,7 +154,11 @@ def _build_metrics(run: Run) -> None:
         name: keras.ops.zeros([size or 1 for size in tensor.shape], tensor.dtype)
         for name, tensor in run.model.output.items()
     }
-    targets = {name: keras.ops.convert_to_tensor(target[:1]) for name, target in run.data.train.targets.items()}
+    first = np.array([0])
+    targets = {
+        name: keras.ops.convert_to_tensor(target.padded(first, 1) if isinstance(target, Ragged) else target[first])
+        for name, target in run.data.train.targets.items()
+    }
     run.model.compute_loss(None, targets, outputs)
     run.model.compute_metrics(None, targets, outputs)
     run.model.reset_metrics()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +15,9 @@ from loom import lazy
 from loom.app import Answer, App
 from loom.config import TrainingConfig, from_dict, to_dict
 from loom.data.encode import Encoder
-from loom.data.pipeline import Batches, Column, bucket_lengths, sequence_lengths
+from loom.data.pipeline import Batches, Buckets, Columns
 from loom.data.spec import Spec
-from loom.lazy import keras, load
+from loom.lazy import keras, layers, load
 from loom.runtime import full_precision
 
 if TYPE_CHECKING:
@@ -46,7 +45,13 @@ class Trained:
     def _forward(self) -> Any:
         """The core as one graph for all shapes: `Model.predict_on_batch` would answer once for each device."""
         signature = {name: lazy.tf.TensorSpec(tensor.shape, tensor.dtype) for name, tensor in self.core.input.items()}
-        return lazy.tf.function(lambda inputs: self.core(inputs, training=False), input_signature=[signature])
+        return lazy.tf.function(
+            lambda inputs: {
+                name: layers.masking.valid_only(output, getattr(output, "_keras_mask", None))
+                for name, output in self.core(inputs, training=False).items()
+            },
+            input_signature=[signature],
+        )
 
     @cached_property
     def preprocess(self) -> keras.Model:
@@ -62,13 +67,13 @@ class Trained:
         """The core model's outputs for raw examples, by name."""
         return self.outputs_of(self.encode(frame))
 
-    def outputs_of(self, inputs: Mapping[str, Column]) -> dict[str, np.ndarray]:
+    def outputs_of(self, inputs: Columns) -> dict[str, np.ndarray]:
         """The core model's outputs for examples that are numbers already, in their order.
 
-        Outputs with one value for each step are filled up with zeros to the longest.
+        Outputs with values for each step are filled up with zeros to the longest, and zero where the model masks them.
         """
         count = len(next(iter(inputs.values())))
-        buckets = bucket_lengths(sequence_lengths(inputs, count), self.config.buckets)
+        buckets = Buckets.fit(inputs, {}, self.config.buckets)
         batches = Batches(inputs, {}, max(self.config.batch_size, 128), buckets)
         places = [rows for rows, _ in batches.plan()]
         parts = [{name: _as_array(value) for name, value in self._forward(batch).items()} for batch, _ in batches]

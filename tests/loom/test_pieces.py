@@ -17,7 +17,7 @@ from apps import sentiment
 from loom import Data, Field, Ragged, Spec, Split, TrainingConfig, UserError, runtime
 from loom.config import from_dict, to_dict
 from loom.fresh import largest_difference
-from loom.run import Run, fit, measure
+from loom.run import Run, begin_phase, fit, measure
 from loom.tracking import Store, Tracker
 from loom.train import prepare
 from loom.trained import Trained
@@ -107,6 +107,30 @@ def test_outputs_for_each_step_come_in_order_filled_to_the_longest() -> None:
     trained = Trained(sentiment.APP, sentiment.Config(), Spec((), ()), core)
     outputs = trained.outputs_of({"words": Ragged.from_padded(padded)})["y"][..., 0]
     np.testing.assert_array_equal(outputs[:, :23], 2 * padded)
+
+
+@pytest.mark.parametrize("jit", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_padding_counts_in_neither_losses_nor_metrics_of_steps(jit: bool, tmp_path: Path) -> None:
+    """The model says class 1 with 0.9 after word 1, class 0 with 0.9 after word 2."""
+    padded = np.array([[1, 2, 1, 1, 2], [2, 0, 0, 0, 0], [1, 1, 0, 0, 0]], np.int32)
+    words, table = Ragged.from_padded(padded), np.log([[0.5, 0.5], [0.1, 0.9], [0.9, 0.1]])
+    tags = Ragged(np.array([1, 0, 1, 0, 0, 0, 1, 0], np.int32), words.splits)
+    split = Split(pd.DataFrame({"t": list("abc")}), {"words": words}, {"tags": tags})
+    data = Data(split, split, split, Spec((Field("t", "text"),), ()), "test")
+    tokens = keras.Input((None,), dtype="int32", name="words")
+    vectors = keras.layers.Embedding(3, 2, mask_zero=True, embeddings_initializer=lambda shape, dtype: table)(tokens)
+    model = keras.Model({"words": tokens}, {"tags": keras.layers.Activation("softmax")(vectors)})
+    app = replace(sentiment.APP, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    config = TrainingConfig(epochs=1, buckets=1, learning_rate=1e-9)
+    run = Run(app, config, data, runtime.Runtime("cpu", 1, 2, "float32", jit), model, tmp_path)
+    begin_phase(run, 0)
+    expected = {"loss": -(6 * np.log(0.9) + 2 * np.log(0.1)) / 8, "accuracy": 6 / 8}
+    assert measure(run) == pytest.approx(expected, rel=1e-5)
+    history = model.fit(run.train_batches.dataset(), shuffle=False, verbose=0).history
+    assert {name: values[0] for name, values in history.items()} == pytest.approx(expected, rel=1e-5)
+    outputs = run.test_outputs()["tags"]
+    np.testing.assert_allclose(outputs[padded > 0], np.exp(table)[padded[padded > 0]], rtol=1e-5)
+    assert not outputs[padded == 0].any()
 
 
 def test_longer_validation_texts_are_not_cut(tmp_path: Path) -> None:
