@@ -7,10 +7,11 @@ from layers.composed import Bidirectional, Stacked
 from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch_weights
 from layers.crf import CRF, CRFLoss, viterbi
 from layers.dates import DateFeatures
+from layers.decoding import Decoded, beam_search, draw, greedy, repeated, sample
 from layers.gallery import Gallery
 from layers.images import DecodeImages, RandomElastic, StepSeeds
 from layers.latent import GaussianDivergence, GaussianSample, SeededNormal
-from layers.losses import PerceptronLoss, TripletLoss
+from layers.losses import PerceptronLoss, SmoothedCrossentropy, TripletLoss
 from layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, sinusoids
 from layers.recurrent import GRU, LSTM, EchoState, Elman
@@ -23,6 +24,7 @@ from layers.text import (
     WordDropout,
     standardize_text,
 )
+from layers.tokens import RepeatedContext, ScheduledSampling, TokenEmbedding
 from layers.transformer import TransformerDecoderBlock, TransformerEncoderBlock
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "CellBoxes",
     "DateFeatures",
     "DecodeImages",
+    "Decoded",
     "EchoState",
     "EchoStateCell",
     "Elman",
@@ -56,20 +59,29 @@ __all__ = [
     "PerceptronLoss",
     "RMSNorm",
     "RandomElastic",
+    "RepeatedContext",
     "RotaryPositions",
+    "ScheduledSampling",
     "SeededNormal",
     "Segmented",
     "Shorten",
     "SinusoidalPositions",
+    "SmoothedCrossentropy",
     "Stacked",
     "StepSeeds",
+    "TokenEmbedding",
     "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "TripletLoss",
     "WordDropout",
+    "beam_search",
+    "draw",
     "from_keras",
     "from_torch_weights",
     "generalized_iou",
+    "greedy",
+    "repeated",
+    "sample",
     "sinusoids",
     "standardize_text",
     "to_keras",
