@@ -5,7 +5,7 @@ from layers.boxes import CellBoxes, GIoULoss, generalized_iou
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell
 from layers.composed import Bidirectional, Stacked
 from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch_weights
-from layers.crf import CRF, CRFLoss, viterbi
+from layers.crf import CRF, CRFLoss, Viterbi, viterbi
 from layers.dates import DateFeatures
 from layers.gallery import Gallery
 from layers.images import DecodeImages, RandomElastic, StepSeeds
@@ -24,12 +24,14 @@ from layers.text import (
     standardize_text,
 )
 from layers.transformer import TransformerDecoderBlock, TransformerEncoderBlock
+from layers.words import AffixRows, LetterIds, MaxOverLetters, NormalizeWords, SplitWords, WordShapes
 
 __all__ = [
     "CRF",
     "GRU",
     "LSTM",
     "AdditiveAttention",
+    "AffixRows",
     "BagOfWordPairs",
     "BatchNorm",
     "Bidirectional",
@@ -49,9 +51,12 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LearnedPositions",
+    "LetterIds",
     "MaskedPooling1D",
+    "MaxOverLetters",
     "MultiHeadAttention",
     "MultiplicativeAttention",
+    "NormalizeWords",
     "PairRows",
     "PerceptronLoss",
     "RMSNorm",
@@ -61,12 +66,15 @@ __all__ = [
     "Segmented",
     "Shorten",
     "SinusoidalPositions",
+    "SplitWords",
     "Stacked",
     "StepSeeds",
     "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "TripletLoss",
+    "Viterbi",
     "WordDropout",
+    "WordShapes",
     "from_keras",
     "from_torch_weights",
     "generalized_iou",
