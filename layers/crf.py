@@ -176,8 +176,8 @@ class Viterbi(keras.layers.Layer):
     Output shape: `(batch, time)` integers.
 
     Example:
-        >>> Viterbi()(keras.ops.zeros((1, 2, 3, 3))).shape.as_list()
-        [1, 2]
+        >>> tuple(Viterbi()(keras.ops.zeros((1, 2, 3, 3))).shape)
+        (1, 2)
     """
 
     def call(self, potentials: Tensor) -> Tensor:
