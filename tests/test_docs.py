@@ -121,6 +121,9 @@ def test_the_notes_table_is_the_recorded_one() -> None:
     page = (ROOT / "docs" / "mnist_1000.md").read_text(encoding="utf-8")
     for row in results("images")["notes"]:
         assert "| {case} | {train:.3f} | {test:.4f} | {baseline:.4f} |".format(**row) in page
+    (best,) = results("images")["thousand"]
+    each = ", ".join(f"{run['test']:.4f}" for run in best["runs"])
+    assert f"Three seeds give {best['test']:.4f} on the 10,000 test images ({each})" in page
 
 
 def test_the_table_of_applications_is_the_recorded_one(monkeypatch: pytest.MonkeyPatch) -> None:
