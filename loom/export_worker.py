@@ -163,6 +163,7 @@ class Exporter:
             f"{target.name}_label": label_of(target, outputs[target.name])
             for target in self.trained.spec.targets
             if target.kind != "number" and target.name in outputs
+            if not self.trained.app.outputs or target.name in self.trained.app.outputs
         }
         return keras.Model(raw, outputs | labels)
 
