@@ -143,8 +143,7 @@ def read_fields(path: Path, columns: Sequence[str]) -> Table:
         UserError: The file is missing, unreadable, empty or UTF-16.
     """
     path = Path(path)
-    lines = list(io.StringIO(_decoded(path, "lines with as many fields"), newline=""))
-    spoiled = _spoiled_lines(lines)
+    lines, spoiled = read_lines(path, "lines of text")
     records = (
         _Record(number, number + 1, line.rstrip("\r\n").split("\t"), "")
         for number, line in enumerate(lines)
