@@ -15,8 +15,8 @@ class NGrams:
         p(w | c) = (count(c w) + kinds(c) · p(w | c without its first token)) / (count(c) + kinds(c))
 
     where kinds(c) is the number of different tokens that follow c (Witten and Bell, 1991, "The zero-frequency problem",
-    interpolated as in Chen and Goodman, 1999, "An empirical study of smoothing techniques for language modeling"). Below
-    one token all tokens are equally likely.
+    interpolated as in Chen and Goodman, 1999, "An empirical study of smoothing techniques for language modeling").
+    Without any tokens before it, each token's probability is mixed with that of a draw from all.
 
     Args:
         tokens: What to learn from, (count,) integers from 0 to `size` - 1.
