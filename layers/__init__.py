@@ -7,6 +7,7 @@ from layers.composed import Bidirectional, Stacked
 from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch_weights
 from layers.crf import CRF, CRFLoss, viterbi
 from layers.dates import DateFeatures
+from layers.decoding import Decoded, beam_search, draw, greedy, repeated, sample
 from layers.gallery import Gallery
 from layers.images import DecodeImages, RandomElastic, StepSeeds
 from layers.latent import GaussianDivergence, GaussianSample, SeededNormal
@@ -37,6 +38,7 @@ __all__ = [
     "CellBoxes",
     "DateFeatures",
     "DecodeImages",
+    "Decoded",
     "EchoState",
     "EchoStateCell",
     "Elman",
@@ -67,9 +69,14 @@ __all__ = [
     "TransformerEncoderBlock",
     "TripletLoss",
     "WordDropout",
+    "beam_search",
+    "draw",
     "from_keras",
     "from_torch_weights",
     "generalized_iou",
+    "greedy",
+    "repeated",
+    "sample",
     "sinusoids",
     "standardize_text",
     "to_keras",
