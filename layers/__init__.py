@@ -11,7 +11,7 @@ from layers.decoding import Decoded, beam_search, draw, greedy, repeated, sample
 from layers.gallery import Gallery
 from layers.images import DecodeImages, RandomElastic, StepSeeds
 from layers.latent import GaussianDivergence, GaussianSample, SeededNormal
-from layers.losses import PerceptronLoss, TripletLoss
+from layers.losses import PerceptronLoss, SmoothedCrossentropy, TripletLoss
 from layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, sinusoids
 from layers.recurrent import GRU, LSTM, EchoState, Elman
@@ -24,6 +24,7 @@ from layers.text import (
     WordDropout,
     standardize_text,
 )
+from layers.tokens import RepeatedContext, ScheduledSampling, TokenEmbedding
 from layers.transformer import TransformerDecoderBlock, TransformerEncoderBlock
 
 __all__ = [
@@ -58,13 +59,17 @@ __all__ = [
     "PerceptronLoss",
     "RMSNorm",
     "RandomElastic",
+    "RepeatedContext",
     "RotaryPositions",
+    "ScheduledSampling",
     "SeededNormal",
     "Segmented",
     "Shorten",
     "SinusoidalPositions",
+    "SmoothedCrossentropy",
     "Stacked",
     "StepSeeds",
+    "TokenEmbedding",
     "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "TripletLoss",

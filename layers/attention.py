@@ -30,6 +30,8 @@ class Attention(keras.layers.Layer):
         kernel_regularizer: Regularizer of the kernels.
         dropout: Share of the attention weights that is dropped in training.
         seed: Seed of what is dropped.
+        max_length: Most steps that queries and keys have, where that is known. It changes no value: graphs for
+            sequences of unknown length are smaller, and made sooner, without the way that very long ones take.
         **kwargs: `name`, `dtype` and `trainable`, as for every Keras layer.
 
     Call arguments:
@@ -54,6 +56,7 @@ class Attention(keras.layers.Layer):
         kernel_regularizer: Any = None,
         dropout: float = 0.0,
         seed: int | None = None,
+        max_length: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -63,6 +66,7 @@ class Attention(keras.layers.Layer):
         self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
         self.dropout = dropout
         self.seed = seed
+        self.max_length = max_length
         self.supports_masking = True
         if dropout:
             self.seed_generator = keras.random.SeedGenerator(seed)
@@ -125,6 +129,7 @@ class Attention(keras.layers.Layer):
             "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
             "dropout": self.dropout,
             "seed": self.seed,
+            "max_length": self.max_length,
         }
 
     def _heads_shape(self) -> tuple[int, ...]:
@@ -229,7 +234,7 @@ class MultiplicativeAttention(Attention):
             query = query * key.shape[-1] ** -0.5
         query, key, value = (ops.expand_dims(each, 1) for each in (query, key, value))
         if not scores:
-            return ops.squeeze(attend(query, key, value, constraints, training), 1), None
+            return ops.squeeze(attend(query, key, value, constraints, training, self.max_length), 1), None
         output, weights = attend_with_weights(query, key, value, constraints)
         return ops.squeeze(output, 1), ops.squeeze(weights, 1)
 
@@ -472,7 +477,7 @@ class MultiHeadAttention(Attention):
         """
         queries = self._queries(ops.cast(query, self.compute_dtype), start)
         constraints = Constraints(memory.valid)
-        output = self._output(attend(queries, memory.keys, memory.values, constraints, training=False))
+        output = self._output(attend(queries, memory.keys, memory.values, constraints, False, self.max_length))
         return valid_only(output, _readable(constraints, query, memory.valid))
 
     def empty_cache(self, batch_size: Any, max_length: int) -> KeysAndValues:
@@ -517,7 +522,7 @@ class MultiHeadAttention(Attention):
         rows, columns = start + ops.arange(steps, dtype="int32"), ops.arange(room, dtype="int32")
         constraints = Constraints(cache.valid, (rows[:, None] >= columns)[None, None])
         queries = self._queries(sequence, start)
-        output = self._output(attend(queries, cache.keys, cache.values, constraints, training=False))
+        output = self._output(attend(queries, cache.keys, cache.values, constraints, False, self.max_length))
         return valid_only(output, valid), cache
 
     def step(self, inputs: Tensor, cache: KeysAndValues) -> tuple[Tensor, KeysAndValues]:
@@ -547,7 +552,7 @@ class MultiHeadAttention(Attention):
         if scores:
             output, weights = attend_with_weights(*heads, constraints)
             return self._output(output), weights
-        return self._output(attend(*heads, constraints, training)), None
+        return self._output(attend(*heads, constraints, training, self.max_length)), None
 
     def _queries(self, query: Tensor, start: Any = 0) -> Tensor:
         queries = self._heads(query, "query", self.num_heads)

@@ -17,7 +17,14 @@ from layers.kernels import fused_attention, padded_length, prefers_blocks, softm
 from layers.masking import precise_dtype
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, constraints: Constraints, training: bool) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    constraints: Constraints,
+    training: bool,
+    max_length: int | None = None,
+) -> Tensor:
     """Returns what the queries read, `(batch, heads, query time, value depth)`.
 
     Args:
@@ -26,6 +33,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, constraints: Constraints, 
         value: `(batch, key heads, key time, value depth)`.
         constraints: Which queries read which keys, and what is dropped.
         training: Whether gradients will be asked for.
+        max_length: Most steps that queries and keys have, if that is known.
     """
     tensors = (query, key, value)
     # TensorFlow takes no gradient of branches that read a mask from outside the graph.
@@ -38,7 +46,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, constraints: Constraints, 
         fused = fused_attention(query, key, value, constraints.causal)
         if fused is not None:
             return fused
-    blocks = query.shape[0] != 0 and prefers_blocks(ops.shape(query)[2], ops.shape(key)[2], training)
+    never = query.shape[0] == 0 or (max_length and not prefers_blocks(max_length, max_length, training))
+    blocks = not never and prefers_blocks(ops.shape(query)[2], ops.shape(key)[2], training)
     if blocks is False:
         return at_once()
     missing = [_missing(each, training) for each in (query, key)]

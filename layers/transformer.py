@@ -46,6 +46,7 @@ class TransformerBlock(keras.layers.Layer):
         use_bias: Whether the projections have biases.
         kernel_initializer: Initializer of the kernels.
         seed: Seed of whatever is dropped.
+        max_length: Most steps that sequences have, where that is known, see `Attention`.
         **kwargs: `name`, `dtype` and `trainable`, as for every Keras layer.
     """
 
@@ -67,6 +68,7 @@ class TransformerBlock(keras.layers.Layer):
         use_bias: bool = True,
         kernel_initializer: Any = "glorot_uniform",
         seed: int | None = None,
+        max_length: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(**kwargs)
@@ -93,6 +95,7 @@ class TransformerBlock(keras.layers.Layer):
         self.use_bias = use_bias
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
         self.seed = seed
+        self.max_length = max_length
         self.supports_masking = True
 
     def build(self, sequence_shape: Shape, *others: Any) -> None:
@@ -126,6 +129,7 @@ class TransformerBlock(keras.layers.Layer):
         plain = (
             *("num_heads", "feed_forward_units", "key_dim", "num_key_value_heads", "rotary", "gated", "norm"),
             *("norm_first", "norm_epsilon", "dropout", "attention_dropout", "use_bias", "seed"),
+            "max_length",
         )
         return {
             **super().get_config(),
@@ -156,6 +160,7 @@ class TransformerBlock(keras.layers.Layer):
             dropout=self.attention_dropout,
             kernel_initializer=varied(self.kernel_initializer, 10 * number),
             seed=self._seed(number),
+            max_length=self.max_length,
             name=name,
             dtype=self.dtype_policy,
         )
@@ -306,6 +311,28 @@ class TransformerDecoderBlock(TransformerBlock):
             return self.memory_attention(sequence, memory, value_mask=memory_mask, training=training)
 
         return self._run(sequence, mask, attend, read, training)
+
+    def memory_scores(
+        self, sequence: Tensor, memory: Tensor, mask: Tensor | None = None, memory_mask: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Runs the block as at prediction; returns its output, and what each step reads of the memory.
+
+        The second are the weights of the attention to the memory, `(batch, num_heads, time, memory time)`.
+        """
+        scores = None
+
+        def attend(sequence: Tensor) -> Tensor:
+            return self.self_attention(sequence, sequence, value_mask=mask, use_causal_mask=True)
+
+        def read(sequence: Tensor) -> Tensor:
+            nonlocal scores
+            output, scores = self.memory_attention(
+                sequence, memory, value_mask=memory_mask, return_attention_scores=True
+            )
+            return output
+
+        self._check_memory(memory)
+        return self._run(sequence, mask, attend, read, training=False), scores
 
     def empty_cache(
         self, batch_size: Any, max_length: int, memory: Tensor | None = None, memory_mask: Tensor | None = None

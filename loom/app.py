@@ -63,7 +63,10 @@ class App:
 
     `evaluate` takes config and data, and gives a function of a whole part and the model's outputs for it that returns
     metrics which no mean over batches is, such as a recall among all examples: of the validation part after every epoch
-    (`val_NAME`, an objective too), and as those of the test part.
+    (`val_NAME`, an objective too), and as those of the test part. `test` gives more metrics of the test part, of a
+    trained run's answers.
+
+    `no_export` says why a model cannot be written in other formats, if it cannot.
     """
 
     name: str
@@ -87,6 +90,8 @@ class App:
     optimizer: Callable[[Any, float, int], Any] | None = None
     train_batches: Callable[[Run], Batches] | None = None
     evaluate: Callable[[Any, Data], Evaluate] | None = None
+    test: Callable[[Run], Metrics] | None = None
+    no_export: str = ""
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
         """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""

@@ -30,6 +30,7 @@ USAGE = """usage: loom COMMAND ...
   loom tune APP [--trials N] ...       search hyperparameters, on several processes
   loom compare APP --vary F=A,B ...    train variants with several seeds, side by side
   loom predict RUN_ID INPUT ...        answers of a trained model for raw input
+  loom chat RUN_ID                     talks in the terminal with a model that takes texts
   loom serve RUN_ID [--port N]         the model as an HTTP server on this machine
   loom export RUN_ID --format F        files for other programs: keras, savedmodel, onnx, litert
   loom ui [--port N]                   the MLflow UI: runs, charts, figures, comparisons
@@ -300,6 +301,12 @@ def _predict(arguments: list[str]) -> int:
     return commands.predict(options.run_id, options.inputs, options.json)
 
 
+def _chat(arguments: list[str]) -> int:
+    parser = _Parser("loom chat", "A line in, a line out, on a terminal or a pipe; Ctrl-D ends.")
+    parser.add_argument("run_id", metavar="RUN_ID")
+    return commands.chat(parser.parse_args(arguments).run_id)
+
+
 def _serve(arguments: list[str]) -> int:
     parser = _Parser("loom serve", "MLflow's scoring server with the model of a run: POST raw input to /invocations.")
     parser.add_argument("run_id", metavar="RUN_ID")
@@ -337,6 +344,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "tune": _tune,
     "compare": _compare,
     "predict": _predict,
+    "chat": _chat,
     "serve": _serve,
     "export": _export,
     "ui": _ui,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +120,47 @@ def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
         else:
             print(_describe(row, _with_images_in_files(answer, Path("predictions") / run_id, number)))
     return 0
+
+
+def chat(run_id: str) -> int:
+    """Answer one line after the other, until the input ends."""
+    from loom.data.spec import Spec
+    from loom.fresh import FreshProcess
+    from loom.saving import local_model, trained_files
+    from loom.tracking import Store
+
+    model = local_model(Store(), run_id)
+    spec = Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
+    if [column.kind for column in spec.inputs] != ["text"]:
+        names = ", ".join(column.name for column in spec.inputs)
+        raise UserError(
+            f"run {run_id}: chat needs a model that takes one text; this one takes {names}: use loom predict"
+        )
+    process = FreshProcess()
+    try:
+        for line in _lines_of_a_person():
+            process.ask(model, [{spec.inputs[0].name: line}])
+            (answer,) = process.answers(model)
+            print(next(iter(answer.values())), flush=True)
+    finally:
+        process.close()
+    return 0
+
+
+def _lines_of_a_person() -> Iterator[str]:
+    """Lines of standard input as they come; in a terminal after a prompt."""
+    if not sys.stdin.isatty():
+        if isinstance(sys.stdin, io.TextIOWrapper):
+            sys.stdin.reconfigure(errors="replace")  # a line in another encoding has its answer too
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    print("type a line and Enter; Ctrl-D ends")
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            print()
+            return
 
 
 def serve(run_id: str, host: str, port: int) -> int:

@@ -43,6 +43,8 @@ PREPROCESSING = "preprocessing.json"
 def main(model: Path, folder: Path, formats: list[str]) -> dict[str, Any]:
     """Write and check every format; what `loom.export` reads."""
     trained = Trained.open(trained_files(model))
+    if trained.app.no_export:
+        raise UserError(f"{trained.app.name} cannot be exported: {trained.app.no_export}")
     examples = read_examples(trained_files(model))
     exporter = Exporter(in_float32(trained, examples), examples, folder)
     return {"files": [exporter.write(name) for name in formats], "code": loom.__file__}

@@ -110,6 +110,11 @@ class Run:
 
 
 def measure(run: Run) -> Metrics:
+    """Loss and metrics on the test examples, and what the application itself measures of its answers."""
+    return {**_measure_outputs(run), **(run.app.test(run) if run.app.test else {})}
+
+
+def _measure_outputs(run: Run) -> Metrics:
     """Loss and metrics on the test examples, from the outputs that the report shows: one pass serves both.
 
     The loss is the data's alone, without the penalties of regularizers. Outputs with values for each step have masks,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MODEL = "model"
 """Artifact folder of the model."""
-REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "tyro", "rich", "scikit-learn")
+REQUIRED = ("mlflow", "tensorflow", "keras", "numpy", "pandas", "tyro", "rich", "scikit-learn", "sentencepiece")
 PACKAGES = ("loom", "layers", "apps")
 EXAMPLES = "examples.json"
 """File with raw examples, which every copy of the model in another format has to answer alike."""

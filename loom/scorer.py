@@ -5,11 +5,13 @@ Run as a file, never imported: `python -P scorer.py` reads one JSON request a li
 `{"answers": [...], "code": path of the code used}` or `{"error": ...}`.
 """
 
+import functools
 import gc
 import json
 import os
 import sys
 import traceback
+from typing import Any
 
 os.environ.setdefault("KERAS_BACKEND", "tensorflow")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -25,10 +27,15 @@ gc.freeze()
 gc.enable()
 
 
+@functools.lru_cache(maxsize=1)
+def load(folder: str) -> Any:
+    """A saved model, which one request after the other may ask."""
+    return mlflow.pyfunc.load_model(folder)
+
+
 def answer(folder: str, rows: list[dict[str, object]]) -> dict[str, object]:
     """Predict with a saved model."""
-    model = mlflow.pyfunc.load_model(folder)
-    answers = model.predict(pd.DataFrame(rows))
+    answers = load(folder).predict(pd.DataFrame(rows))
     return {"answers": answers.to_dict("records"), "code": sys.modules["loom"].__file__}
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from loom.runtime import full_precision
 if TYPE_CHECKING:
     import pandas as pd
 
+T = TypeVar("T")
 CORE, SPEC, CONFIG, APP = "core.keras", "spec.json", "config.json", "app.json"
 """Files of a saved application."""
 
@@ -35,6 +37,13 @@ class Trained:
     config: TrainingConfig
     spec: Spec
     core: keras.Model
+    _kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    def kept(self, name: str, make: Callable[[], T]) -> T:
+        """What an application needs for its answers and makes once, such as functions that are traced."""
+        if name not in self._kept:
+            self._kept[name] = make()
+        return cast("T", self._kept[name])
 
     @cached_property
     def encode(self) -> Encoder:

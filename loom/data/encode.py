@@ -11,6 +11,7 @@ import numpy as np
 from loom.data.files import as_bytes, why_no_image
 from loom.data.pipeline import Column, Ragged
 from loom.data.spec import Field, Spec
+from loom.data.tokens import Tokenizer
 from loom.errors import UserError
 from loom.lazy import tf
 
@@ -25,14 +26,17 @@ CHUNK = 1024
 class Encoder:
     """Runs a preprocessing model over tables of raw examples, several chunks at a time.
 
-    Outputs of unknown length (batch, None) become `Ragged`, without their padding zeros.
+    A text with a tokenizer comes to the preprocessing model as its tokens, (batch, None) integers. Outputs of unknown
+    length (batch, None) become `Ragged`, without their padding zeros.
     """
 
     def __init__(self, preprocess: keras.Model, spec: Spec) -> None:
         self._spec = spec
         self._ragged = {name for name, tensor in preprocess.output.items() if None in tensor.shape[1:]}
+        self._tokenizers = {column.name: Tokenizer(**column.tokenizer) for column in spec.inputs if column.tokenizer}
         dtypes = {column.name: tf.string if column.is_string else tf.float32 for column in spec.inputs}
         signature = {name: tf.TensorSpec((None, 1), dtype) for name, dtype in dtypes.items()}
+        signature |= dict.fromkeys(self._tokenizers, tf.TensorSpec((None, None), tf.int32))
         # Traced here, once: threads that call an untraced function trace it once each.
         self._run = tf.function(preprocess, input_signature=[signature]).get_concrete_function()
 
@@ -53,7 +57,11 @@ class Encoder:
         return {name: _concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
     def _encode_chunk(self, raw: dict[str, np.ndarray], start: int) -> dict[str, Column]:
-        chunk = {name: tf.constant(column[start : start + CHUNK, None]) for name, column in raw.items()}
+        rows = {name: column[start : start + CHUNK, None] for name, column in raw.items()}
+        for name, tokenizer in self._tokenizers.items():
+            tokens = tokenizer.encode(rows[name][:, 0].tolist())
+            rows[name] = tokens.padded(np.arange(len(tokens)), int(tokens.lengths.max(initial=0)))
+        chunk = {name: tf.constant(column) for name, column in rows.items()}
         outputs = {name: tensor.numpy() for name, tensor in self._run(chunk).items()}
         return {name: Ragged.from_padded(value) if name in self._ragged else value for name, value in outputs.items()}
 

@@ -25,6 +25,8 @@ class Field:
     """Words, categories, class names or labels; their order is their index."""
     statistics: dict[str, float] = field(default_factory=dict)
     """Numbers fitted on the training examples, such as `mean` and `scale`, or `height`, `width` and `channels`."""
+    tokenizer: dict[str, Any] = field(default_factory=dict)
+    """Of a text that becomes tokens before any graph sees it: the arguments of `loom.data.tokens.Tokenizer`."""
 
     @property
     def is_string(self) -> bool:

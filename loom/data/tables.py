@@ -146,6 +146,32 @@ def read_lines(path: Path) -> tuple[list[str], list[Bad]]:
     return [line for number, line in enumerate(lines) if number not in spoiled], bad
 
 
+def read_fields(path: Path, columns: Sequence[str]) -> Table:
+    r"""Read a text file without a header line, each line of which holds as many fields, with tabs between them.
+
+    Nothing is quoted: a quotation mark is a character like any other. UTF-8, with or without a byte order mark; lines
+    end in `\n`, `\r\n` or `\r`. Blank lines are ignored. Quarantined in `bad`: a line with another number of fields,
+    with bytes that are not UTF-8, or with a NUL byte.
+
+    Args:
+        path: The file.
+        columns: Names for the fields.
+
+    Raises:
+        UserError: The file is missing, unreadable, empty or UTF-16.
+    """
+    path = Path(path)
+    lines = list(io.StringIO(_decoded(path), newline=""))
+    spoiled = _spoiled_lines(lines)
+    records = (
+        _Record(number, number + 1, line.rstrip("\r\n").split("\t"), "")
+        for number, line in enumerate(lines)
+        if line.strip()
+    )
+    columns_of_rows, starts, bad = _sorted_out(path, records, len(columns), spoiled, "not")
+    return Table(_frame(columns, columns_of_rows, frozenset({""})), bad, path, starts)
+
+
 def read_class_folders(folder: Path, kind: FileKind) -> Table:
     """Read a folder that holds one sub-folder per class, with files of one kind in it (at any depth).
 
@@ -350,7 +376,7 @@ def _no_column(name: str, names: Sequence[str]) -> str:
 
 
 def _sorted_out(
-    path: Path, records: Iterable[_Record], width: int, spoiled: dict[int, str]
+    path: Path, records: Iterable[_Record], width: int, spoiled: dict[int, str], wanted: str = "the header has"
 ) -> tuple[list[list[str]], list[int], list[Bad]]:
     """The columns of the good rows, the physical lines (from 1) on which those start, and the bad rows."""
     columns: list[list[str]] = [[] for _ in range(width)]
@@ -358,7 +384,7 @@ def _sorted_out(
     starts: list[int] = []
     bad: list[Bad] = []
     for record in records:
-        line, why = _verdict(record, width, spoiled)
+        line, why = _verdict(record, width, spoiled, wanted)
         if why:
             bad.append(Bad(f"{path.name}:{line + 1}", why))
             continue
@@ -370,7 +396,7 @@ def _sorted_out(
     return columns, starts, bad
 
 
-def _verdict(record: _Record, width: int, spoiled: dict[int, str]) -> tuple[int, str]:
+def _verdict(record: _Record, width: int, spoiled: dict[int, str], wanted: str) -> tuple[int, str]:
     """The line (from 0) that makes the record bad, and why; no reason if it is good."""
     start, stop, fields, why = record
     if spoiled:
@@ -380,7 +406,7 @@ def _verdict(record: _Record, width: int, spoiled: dict[int, str]) -> tuple[int,
     if why or len(fields) == width:
         return start, why
     end = f"; the row ends on line {stop}" if stop - start > 1 else ""
-    return start, f"the row has {len(fields)} fields, the header has {width}{end}"
+    return start, f"the row has {len(fields)} fields, {wanted} {width}{end}"
 
 
 def _move(rows: list[list[str]], columns: list[list[str]]) -> None:

@@ -9,7 +9,7 @@ import pytest
 from differences import numeric_gradients
 from sequence_contract import outputs_and_gradients
 
-from layers import PerceptronLoss, TripletLoss, losses
+from layers import PerceptronLoss, SmoothedCrossentropy, TripletLoss, losses
 
 DISTANCES = {
     "euclidean": lambda a, b: np.sqrt(np.sum((a - b) ** 2)),
@@ -244,3 +244,27 @@ def test_impossible_arguments_of_the_triplet_loss_are_refused(arguments: dict[st
 
 def test_examples_in_docstrings_run() -> None:
     assert doctest.testmod(losses).failed == 0
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_smoothed_crossentropy_is_that_of_one_hot_labels(smoothing: float) -> None:
+    rng = np.random.default_rng(0)
+    classes, logits = rng.integers(0, 7, (3, 5)), 3 * rng.normal(size=(3, 5, 7)).astype("float32")
+    theirs = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=smoothing, reduction=None)
+    ours = SmoothedCrossentropy(smoothing, reduction=None)
+    expected = theirs(np.eye(7, dtype="float32")[classes], logits)
+    np.testing.assert_allclose(ours(classes, logits), expected, rtol=1e-5)
+    copy = SmoothedCrossentropy.from_config(ours.get_config())
+    np.testing.assert_array_equal(copy(classes, logits), ours(classes, logits))
+
+
+def test_smoothed_crossentropy_passes_over_what_is_masked() -> None:
+    logits = keras.ops.convert_to_tensor(np.array([[[1.0, 0.0], [9.0, -9.0]]], "float32"))
+    logits._keras_mask = keras.ops.convert_to_tensor([[True, False]])
+    expected = SmoothedCrossentropy(0.1)(np.array([[1]]), logits[:, :1])
+    assert float(SmoothedCrossentropy(0.1)(np.array([[1, 0]]), logits)) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_smoothing_of_all_probability_is_refused() -> None:
+    with pytest.raises(ValueError, match="label_smoothing"):
+        SmoothedCrossentropy(1.0)

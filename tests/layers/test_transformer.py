@@ -210,3 +210,36 @@ def test_two_blocks_learn_to_repeat_what_stood_a_few_steps_before(rng):
 def test_wrong_argument_is_refused_by_name(make, named):
     with pytest.raises(ValueError, match=named):
         make()
+
+
+def test_memory_scores_are_what_the_block_reads(rng):
+    block = built(TransformerDecoderBlock, rng, (B, T, D), (B, S, M))
+    sequence, memory = rng.normal(size=(B, T, D)), rng.normal(size=(B, S, M))
+    mask = np.array([[True] * S, [True] * (S - 2) + [False] * 2])
+    output, scores = block.memory_scores(sequence, memory, memory_mask=mask)
+    np.testing.assert_allclose(array(output), array(block(sequence, memory, memory_mask=mask)), rtol=1e-6)
+    assert tuple(scores.shape) == (B, 2, T, S)
+    np.testing.assert_allclose(array(scores).sum(axis=-1), 1, rtol=1e-6)
+    assert not array(scores)[1, :, :, -2:].any()
+
+
+@pytest.mark.skipif(BACKEND != "tensorflow", reason="other backends know all lengths")
+def test_a_known_greatest_length_leaves_one_way_and_changes_nothing(rng):
+    import tensorflow as tf
+
+    block = built(TransformerEncoderBlock, rng, (None, None, D))
+    short = TransformerEncoderBlock.from_config({**block.get_config(), "max_length": 32})
+    short.build((None, None, D))
+    short.set_weights(block.get_weights())
+    signature = [tf.TensorSpec((None, None, D), "float64")]
+    functions = [
+        tf.function(lambda x, layer=layer: layer(x, training=True), input_signature=signature, jit_compile=True)
+        for layer in (block, short)
+    ]
+    branches = [
+        {node.type for node in function.get_concrete_function().graph.get_operations()} & {"If", "StatelessIf"}
+        for function in functions
+    ]
+    assert [bool(found) for found in branches] == [True, False]
+    sequence = rng.normal(size=(B, T, D))
+    np.testing.assert_allclose(*(function(sequence) for function in functions), rtol=1e-9)

@@ -1,0 +1,150 @@
+"""Tokens of raw text and back: subwords, words or characters, in a vocabulary that is one short text itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from loom.data.pipeline import Ragged
+from loom.errors import UserError
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+
+Unit = Literal["subwords", "words", "characters"]
+PADDING, UNKNOWN, START, END = range(4)
+"""The first tokens of every vocabulary."""
+KINDS = {"subwords": "bpe", "words": "word", "characters": "char"}
+"""What SentencePiece calls the units."""
+_NO_SPACE_BEFORE = re.compile(r" ([^\w\s(\[{\"'«„“#@&§$€£*+/=<>~-])(?!\w)")
+_NO_SPACE_AFTER = re.compile(r"([(\[{«„]) ")
+_NO_SPACE_AROUND = re.compile(r"(?<=\w) (['\u2019-]) (?=\w)")
+
+
+class Tokenizer:
+    """Texts to tokens and tokens to texts.
+
+    A text is first brought into Unicode's composed form (NFC), its white space into single spaces, and into lower case
+    if asked for. Subwords are byte pair encodings (Sennrich, Haddow and Birch, 2016, "Neural machine translation of
+    rare words with subword units") with single bytes for characters that the training texts lack, so that every text
+    of every script has tokens that give it back. Words are separated from punctuation, and joined with it again.
+
+    Args:
+        model: A serialized SentencePiece model, as base64 text.
+        unit: What its tokens are.
+        lower: Whether texts are brought into lower case.
+        max_length: Longer texts are cut to this many tokens (0: never).
+    """
+
+    def __init__(self, model: str, unit: Unit = "subwords", lower: bool = False, max_length: int = 0) -> None:
+        self.model = model
+        self.unit = unit
+        self.lower = lower
+        self.max_length = max_length
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], size: int, unit: Unit = "subwords", lower: bool = False) -> Tokenizer:
+        """A vocabulary of at most `size` tokens for texts, the same one for the same texts.
+
+        Raises:
+            UserError: The texts hold nothing, or the size is too small for them.
+        """
+        import sentencepiece
+
+        tokenizer = cls("", unit, lower)
+        sentences = [sentence for sentence in map(tokenizer.normalized, texts) if sentence]
+        if not sentences:
+            raise UserError("the training texts hold no words: check the text column")
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=iter(sentences),
+                model_writer=model,
+                model_type=KINDS[unit],
+                vocab_size=size,
+                hard_vocab_limit=False,
+                byte_fallback=unit == "subwords",
+                character_coverage=1.0,
+                normalization_rule_name="identity",
+                pad_id=PADDING,
+                unk_id=UNKNOWN,
+                bos_id=START,
+                eos_id=END,
+                max_sentence_length=100_000,
+                num_threads=1,
+                minloglevel=2,
+            )
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
+            raise UserError(f"--vocabulary-size {size}: no vocabulary of {unit} can be made: {reason}") from None
+        return cls(base64.b64encode(model.getvalue()).decode("ascii"), unit, lower)
+
+    @cached_property
+    def _processor(self) -> SentencePieceProcessor:
+        import sentencepiece
+
+        return sentencepiece.SentencePieceProcessor(model_proto=base64.b64decode(self.model))
+
+    def __len__(self) -> int:
+        return int(self._processor.vocab_size())
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        """The constructor's arguments, as a model's `Field` keeps them."""
+        names = ("model", "unit", "lower", "max_length")
+        return {name: getattr(self, name) for name in names} | changes
+
+    def normalized(self, text: str) -> str:
+        """A text as the vocabulary sees it."""
+        text = " ".join(unicodedata.normalize("NFC", text).split())
+        text = text.lower() if self.lower else text
+        return " ".join(split_words(text)) if self.unit == "words" else text
+
+    def encode(self, texts: Sequence[str]) -> Ragged:
+        """Tokens of each text, and `END` after them."""
+        found = self._processor.encode([self.normalized(text) for text in texts])
+        if self.max_length:
+            found = [tokens[: self.max_length - 1] for tokens in found]
+        splits = np.cumsum([0, *(len(tokens) + 1 for tokens in found)])
+        values = [token for tokens in found for token in (*tokens, END)]
+        return Ragged(np.array(values, np.int32), splits)
+
+    def decode(self, tokens: Iterable[Sequence[int]]) -> list[str]:
+        """Text of each sequence of tokens, up to `END`."""
+        rows = [[int(token) for token in row] for row in tokens]
+        rows = [row[: row.index(END)] if END in row else row for row in rows]
+        texts = self._processor.decode(rows) if rows else []
+        return [join_words(text) if self.unit == "words" else text for text in texts]
+
+    def pieces(self, tokens: Sequence[int]) -> list[str]:
+        """What each token stands for, with a space where a word begins; for figures."""
+        names = {END: "(end)", PADDING: ""}
+        return [
+            names[token] if token in names else self._processor.id_to_piece(token).replace("▁", " ") for token in tokens
+        ]
+
+
+def split_words(text: str) -> list[str]:
+    """Words and single signs. A letter's marks belong to its word, which `\\w` does not say of Indic vowel signs."""
+    spaced = "".join(character if _is_of_word(character) else f" {character} " for character in text)
+    return spaced.split()
+
+
+def _is_of_word(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LMN" or character in "_\u200c\u200d"
+
+
+def join_words(text: str) -> str:
+    """Words and signs without the spaces that are not written between them."""
+    text = _NO_SPACE_AROUND.sub(r"\1", text)
+    text = _NO_SPACE_AFTER.sub(r"\1", text)
+    previous = ""
+    while previous != text:
+        previous, text = text, _NO_SPACE_BEFORE.sub(r"\1", text)
+    return text

@@ -1,0 +1,35 @@
+"""Fonts for figures with texts of any script."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+FALLBACKS = ("Last Resort",)
+"""Fonts that have a box for every character."""
+
+
+def font_for(texts: Iterable[str], preferred: str = "DejaVu Sans") -> str | None:
+    """Name of an installed font that has every character of the texts, or None; the preferred one if it has them."""
+    needed = {ord(character) for text in texts for character in text if not character.isspace()}
+    candidates = sorted(_files(), key=lambda name: (name != preferred, name))
+    return next((name for name in candidates if needed <= _characters(_files()[name])), None)
+
+
+@cache
+def _files() -> dict[str, str]:
+    """File of each upright font of normal weight that matplotlib finds."""
+    from matplotlib.font_manager import fontManager
+
+    return {
+        font.name: font.fname
+        for font in fontManager.ttflist
+        if font.style == "normal" and str(font.weight) in ("400", "normal") and not font.name.startswith(FALLBACKS)
+    }
+
+
+@cache
+def _characters(file: str) -> frozenset[int]:
+    from matplotlib.ft2font import FT2Font
+
+    return frozenset(FT2Font(file).get_charmap())

@@ -1,0 +1,77 @@
+"""Tokens of raw text: every script comes back, in every unit, and the vocabulary is one short text."""
+
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pytest
+
+from loom import Field, UserError
+from loom.data.tokens import END, KINDS, Tokenizer
+
+TEXTS = [
+    "A man, in a hat (red), is sleeping.",
+    "छोटी लड़की बाग़ में नई किताब पढ़ रही है।",
+    "It's a well-known thing; isn't it?",
+    "Ein Mädchen läuft über die Straße: schnell!",
+]
+
+
+def rows(tokens):
+    return [tokens.values[start:end].tolist() for start, end in zip(tokens.splits, tokens.splits[1:], strict=False)]
+
+
+@pytest.mark.parametrize("unit", list(KINDS))
+def test_known_texts_come_back_as_they_were(unit) -> None:
+    tokenizer = Tokenizer.fit(TEXTS, 400, unit)
+    tokens = rows(tokenizer.encode(TEXTS))
+    assert all(row[-1] == END and min(row) > 0 and max(row) < len(tokenizer) for row in tokens)
+    assert tokenizer.decode(tokens) == [unicodedata.normalize("NFC", text) for text in TEXTS]
+
+
+def test_subwords_give_every_script_back() -> None:
+    tokenizer = Tokenizer.fit(TEXTS[:1], 300)
+    unseen = ["Καλημέρα", "日本語 ½", "क्षत्रिय"]
+    assert tokenizer.decode(rows(tokenizer.encode(unseen))) == unseen
+
+
+def test_composed_and_decomposed_characters_are_the_same() -> None:
+    tokenizer = Tokenizer.fit(TEXTS, 400)
+    composed, decomposed = (unicodedata.normalize(form, "Mädchen बाग़") for form in ("NFC", "NFD"))
+    assert composed != decomposed
+    assert rows(tokenizer.encode([composed])) == rows(tokenizer.encode([decomposed]))
+
+
+def test_lower_case_is_an_option() -> None:
+    tokenizer = Tokenizer.fit(TEXTS, 400, lower=True)
+    assert tokenizer.decode(rows(tokenizer.encode(["  A  MAN "]))) == ["a man"]
+
+
+def test_long_texts_are_cut_and_still_end() -> None:
+    tokenizer = Tokenizer.fit(TEXTS, 400)
+    short = Tokenizer(**tokenizer.settings(max_length=5))
+    assert rows(short.encode(TEXTS[:1])) == [[*rows(tokenizer.encode(TEXTS[:1]))[0][:4], END]]
+
+
+def test_a_field_carries_the_vocabulary_as_text() -> None:
+    tokenizer = Tokenizer.fit(TEXTS, 400)
+    again = json.loads(json.dumps(Field("source", "text", tokenizer=tokenizer.settings()).tokenizer))
+    assert rows(Tokenizer(**again).encode(TEXTS)) == rows(tokenizer.encode(TEXTS))
+    assert Tokenizer.fit(TEXTS, 400).model == tokenizer.model
+
+
+def test_what_follows_the_end_is_no_text() -> None:
+    tokenizer = Tokenizer.fit(TEXTS, 400)
+    (row,) = rows(tokenizer.encode(["a man"]))
+    assert tokenizer.decode([[*row, *row, 0, 0]]) == ["a man"]
+    assert tokenizer.decode([[END], []]) == ["", ""]
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "words"), [(["", " "], 400, "no words"), (TEXTS, 20, "--vocabulary-size 20")]
+)
+def test_no_vocabulary_is_one_line(texts, size, words) -> None:
+    with pytest.raises(UserError, match=words) as error:
+        Tokenizer.fit(texts, size)
+    assert "\n" not in str(error.value)
