@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,7 +15,7 @@ from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserErr
 from loom.config import Schedule
 from loom.data.scripts import scripts
 from loom.data.texts import read_text
-from loom.data.tokens import END, START, UNKNOWN, Tokenizer, Unit
+from loom.data.tokens import END, Tokenizer, Unit
 from loom.lazy import keras, layers
 from loom.ngrams import NGrams
 from loom.writer import Writer
@@ -112,7 +112,7 @@ def _parts(text: str, config: Config) -> dict[str, str]:
     ends = [1 - config.test_fraction, 1]
     ends = [ends[0] * (1 - config.validation_fraction), *ends]
     places = [0, *(text.rfind("\n", 0, int(end * len(text))) + 1 for end in ends[:-1]), len(text)]
-    train, validation, test = (text[start:stop] for start, stop in zip(places, places[1:], strict=False))
+    train, validation, test = (text[start:stop] for start, stop in itertools.pairwise(places))
     return {"train": train[: int(config.train_fraction * len(train))], "validation": validation, "test": test}
 
 
@@ -144,7 +144,9 @@ def build(config: Config, spec: Spec) -> keras.Model:
     made: dict[str, Any] = {}
 
     def layer(name: str, make: Any) -> Any:
-        return made.setdefault(name, None) or made.__setitem__(name, make()) or made[name]
+        if name not in made:
+            made[name] = make()
+        return made[name]
 
     tokens = keras.Input((None,), dtype="int32", name=TEXT)
     return keras.Model({TEXT: tokens}, {TEXT: Network(config, spec, layer).read(tokens)})
@@ -246,13 +248,11 @@ def test(run: Run, measured: Metrics) -> Metrics:
 def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     """How often each token is there, and the n-grams of that length which predicts the validation part best."""
     size = len(Tokenizer(**data.spec.input(TEXT).tokenizer))
-    train, validation, held_out = (
-        np.append(split.inputs[TEXT], split.targets[TEXT][-1, -1]) for split in data.splits.values()
-    )
+    train, validation, held_out = (np.ravel(split.targets[TEXT]) for split in data.splits.values())
     found = {}
     for name, longest in (("unigram", 1), ("ngram", LONGEST_NGRAM[config.tokens])):
         model = NGrams.best(train, validation, size, range(1, longest + 1))
-        nats = -float(model.log_probabilities(held_out)[1:].mean())
+        nats = -float(model.log_probabilities(held_out).mean())
         ratio = data.spec.input(TEXT).statistics["test_characters_per_token"]
         found[name] = {"loss": nats, **measures(nats, ratio)}
     return found
@@ -306,7 +306,7 @@ def report(run: Run) -> None:
 
     spec = run.data.spec.input(TEXT)
     tokenizer = Tokenizer(**spec.tokenizer)
-    inputs = run.data.test.inputs[TEXT]
+    inputs = np.asarray(run.data.test.inputs[TEXT])
     rows = np.linspace(0, len(inputs) - 1, SAMPLES).astype(int)
     prompts = tokenizer.decode(inputs[rows, :PROMPT_TOKENS])
     import pandas as pd
@@ -321,7 +321,9 @@ def report(run: Run) -> None:
     targets = run.data.test.targets[TEXT][:count]
     rates = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - np.logaddexp.reduce(logits, axis=-1)
     pieces = [piece.replace("\n", "↵") for piece in tokenizer.pieces(targets.ravel()[:SURPRISING])]
-    run.figure("surprise", colored_words([("test text", pieces, rates.ravel()[:SURPRISING])], "How unlikely each token was"))
+    run.figure(
+        "surprise", colored_words([("test text", pieces, rates.ravel()[:SURPRISING])], "How unlikely each token was")
+    )
 
 
 APP = App(

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from loom.lazy import keras, layers, tf
+from loom.lazy import layers, tf
 
 STRIDE = 16
 """Tokens that are written in one go; a stream shows them together."""
@@ -44,7 +44,7 @@ class Writer:
     ) -> None:
         self._network = network
         self._room = room
-        self._options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+        self._options: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
         self._go_on = tf.function(self._traced, reduce_retracing=True)
 
     def stream(self, prompts: Sequence[np.ndarray], count: int, uniforms: np.ndarray) -> Iterator[list[np.ndarray]]:
@@ -70,7 +70,9 @@ class Writer:
                 state, read = self._network.begin(len(prompts), self._room), 0
                 for past in range(start - half, start, STRIDE):
                     stop = min(past + STRIDE, start)
-                    _, state = self._go_on(known[past:stop], known[past + 1 : stop + 1], drawn[past + 1 : stop + 1], state)
+                    _, state = self._go_on(
+                        known[past:stop], known[past + 1 : stop + 1], drawn[past + 1 : stop + 1], state
+                    )
                     read += stop - past
             stop = min(start + STRIDE, total - 1)
             before = known[start + 1 : stop + 1].copy()

@@ -39,7 +39,11 @@ def scripts(scenes: int = 400, seed: int = 0) -> str:
 def _scene(rng: random.Random, number: int) -> str:
     first, second, third = rng.sample(CAST, 3)
     place, time, thing = rng.choice(PLACES), rng.choice(TIMES), rng.choice(THINGS)
-    lines = [f"SCENE {number}. {place.upper()}. {time.upper()}.", f"{first} and {second} are looking for a {thing}.", ""]
+    lines = [
+        f"SCENE {number}. {place.upper()}. {time.upper()}.",
+        f"{first} and {second} are looking for a {thing}.",
+        "",
+    ]
     speakers = [(first, second), (second, first)]
     turn = 0
     exchanges = [rng.choice(OPENINGS), *rng.sample(GOING_ON, rng.randint(1, 4))]
