@@ -33,7 +33,7 @@ NOTES = (
     "--initializer uniform --optimizer sgd --learning-rate 0.025 --schedule constant --batch-size 1 --epochs 350 "
     "--steps-per-execution 50"
 )
-THOUSAND = "--max-train 1000 --epochs 150 --rotation 15 --translation 0.1 --zoom 0.15 --elastic 1.5 --patience 0"
+THOUSAND = "--max-train 1000 --epochs 80 --regularization both --rotation 12 --zoom 0.1 --elastic 1.2 --patience 0"
 RACE = "--model lenet --regularization batchnorm --epochs 3 --batch-size 128 --learning-rate 0.01"
 FULL = "--filters 24 --regularization batchnorm --epochs 8 --batch-size 128 --rotation 8 --translation 0.08"
 COMMANDS = {
@@ -42,10 +42,7 @@ COMMANDS = {
         "notes, 350 epochs": NOTES,
         "notes, early stopping": f"{NOTES} --validation-fraction 0.5 --patience 20",
     },
-    "thousand": {
-        "default": "--max-train 1000 --epochs 150",
-        "default, augmented": THOUSAND,
-    },
+    "thousand": {"everything": THOUSAND},
 }
 COMPARE = "--max-train 1000 --validation-fraction 0.67 --vary regularization=none,dropout,batchnorm,both"
 PASSES = (20, 60)

@@ -25,6 +25,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -123,9 +124,10 @@ def _train(name: str, flags: str, options: argparse.Namespace) -> tuple[dict[str
     """One command in an empty folder."""
     file = "tatoeba.en-hi.tsv" if name == "English to Hindi" else "multi30k.en-de.train.tsv"
     data = [] if options.quick else ["--data", str((options.data / file).resolve())]
-    settings = [*flags.split(), *(QUICK.split() if options.quick else [])]
+    if options.quick:
+        flags = " ".join([QUICK, *re.findall(r"--(?:model|attention) \w+", flags)])
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "loom", "train", "translation", *data, *settings, "--json"]
+        command = [sys.executable, "-m", "loom", "train", "translation", *data, *flags.split(), "--json"]
         command += ["--seed", str(options.seed)]
         process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         if process.returncode:
@@ -156,7 +158,7 @@ def _differences(outputs: dict[str, Any]) -> list[dict[str, Any]]:
         rng = np.random.default_rng(0)
         count = len(statistics[0])
         samples = [np.arange(count), *(rng.integers(0, count, count) for _ in range(RESAMPLES))]
-        each = [_bleu(statistics[0][rows].sum(0)) - _bleu(statistics[1][rows].sum(0)) for rows in samples]
+        each = [_bleu(statistics[0][drawn].sum(0)) - _bleu(statistics[1][drawn].sum(0)) for drawn in samples]
         low, high = np.percentile(each[1:], [2.5, 97.5])
         name = f"{' '.join(first)} - {' '.join(second)}"
         rows.append({"case": name, "difference": each[0], "low": float(low), "high": float(high)})
@@ -262,8 +264,8 @@ def _keras_io_network(source_size: int, target_size: int) -> Any:
 
     def embedded(numbers: Any, size: int) -> Any:
         vectors = layers.Embedding(size, WIDTH)(numbers)
-        positions = layers.Embedding(LENGTH, WIDTH)(ops.expand_dims(ops.arange(LENGTH), 0))
-        return layers.Add()([vectors, positions + ops.zeros_like(vectors)])
+        positions = ops.cumsum(ops.ones_like(numbers), axis=1) - 1
+        return layers.Add()([vectors, layers.Embedding(LENGTH, WIDTH)(positions)])
 
     def attended(query: Any, value: Any, valid: Any, causal: bool = False) -> Any:
         attention = layers.MultiHeadAttention(HEADS, WIDTH)

@@ -5,7 +5,7 @@ from layers.boxes import CellBoxes, GIoULoss, generalized_iou
 from layers.cells import EchoStateCell, ElmanCell, GRUCell, LSTMCell
 from layers.composed import Bidirectional, Stacked
 from layers.conversion import from_keras, from_torch_weights, to_keras, to_torch_weights
-from layers.crf import CRF, CRFLoss, viterbi
+from layers.crf import CRF, CRFLoss, Viterbi, viterbi
 from layers.dates import DateFeatures
 from layers.decoding import Decoded, beam_search, draw, greedy, repeated, sample
 from layers.gallery import Gallery
@@ -26,12 +26,14 @@ from layers.text import (
 )
 from layers.tokens import RepeatedContext, ScheduledSampling, TokenEmbedding
 from layers.transformer import TransformerDecoderBlock, TransformerEncoderBlock
+from layers.words import AffixRows, LetterIds, MaxOverLetters, NormalizeWords, SplitWords, WordShapes
 
 __all__ = [
     "CRF",
     "GRU",
     "LSTM",
     "AdditiveAttention",
+    "AffixRows",
     "BagOfWordPairs",
     "BatchNorm",
     "Bidirectional",
@@ -52,9 +54,12 @@ __all__ = [
     "LSTMCell",
     "LayerNorm",
     "LearnedPositions",
+    "LetterIds",
     "MaskedPooling1D",
+    "MaxOverLetters",
     "MultiHeadAttention",
     "MultiplicativeAttention",
+    "NormalizeWords",
     "PairRows",
     "PerceptronLoss",
     "RMSNorm",
@@ -67,13 +72,16 @@ __all__ = [
     "Shorten",
     "SinusoidalPositions",
     "SmoothedCrossentropy",
+    "SplitWords",
     "Stacked",
     "StepSeeds",
     "TokenEmbedding",
     "TransformerDecoderBlock",
     "TransformerEncoderBlock",
     "TripletLoss",
+    "Viterbi",
     "WordDropout",
+    "WordShapes",
     "beam_search",
     "draw",
     "from_keras",

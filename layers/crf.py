@@ -1,7 +1,7 @@
 """Linear-chain conditional random field: the tags of a sequence chosen together, not one by one.
 
 Potentials hold everything that training and decoding need, so a model ends in `CRF`, is compiled with `CRFLoss`, and
-its output is decoded by `viterbi`; none of the three knows the others.
+its output is decoded by `viterbi` (`Viterbi` inside a model); none of the three knows the others.
 
 The loops over time are XLA programs of their own in a plain graph, as those of the recurrent layers are, and the
 gradient is in closed form: the logarithm of the partition function has the probabilities of all pairs of neighbouring
@@ -164,6 +164,29 @@ class CRFLoss(keras.losses.Loss):
         impossible = ops.cast(IMPOSSIBLE, y_pred.dtype)
         told = y_pred + ops.where(ops.expand_dims(allowed, 2), ops.zeros_like(impossible), impossible)
         return log_partition(y_pred) - log_partition(told)
+
+
+@keras.saving.register_keras_serializable(package="kerasloom")
+class Viterbi(keras.layers.Layer):
+    """The most likely tags, by `viterbi`, as a layer.
+
+    Call arguments:
+        potentials: `(batch, time, tags, tags)`, see `CRF`.
+
+    Output shape: `(batch, time)` integers.
+
+    Example:
+        >>> tuple(Viterbi()(keras.ops.zeros((1, 2, 3, 3))).shape)
+        (1, 2)
+    """
+
+    def call(self, potentials: Tensor) -> Tensor:
+        """Returns the tags."""
+        return viterbi(potentials)
+
+    def compute_output_spec(self, potentials: Any) -> keras.KerasTensor:
+        """Returns one tag for each step."""
+        return keras.KerasTensor(potentials.shape[:2], "int32")
 
 
 def log_partition(potentials: Tensor) -> Tensor:

@@ -84,7 +84,7 @@ class Shorten(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kerasloom")
 class WordDropout(keras.layers.Layer):
-    """Drops whole words in training: each one is padding with probability `rate`.
+    """Drops whole words in training: each one is padding, or another word, with probability `rate`.
 
     A text with words left out mostly means the same, so each epoch sees other versions of it. What is left is not
     scaled: what follows has to divide by the number of words, as `BagOfWordPairs` does (Iyyer et al. 2015, Deep
@@ -93,6 +93,7 @@ class WordDropout(keras.layers.Layer):
 
     Args:
         rate: Share of words that is dropped.
+        replacement: Id that they get: 0, padding, or that of the unknown word, where words must stay in their places.
         seed: Integer for the same words again, None for others each time.
 
     Call arguments:
@@ -101,21 +102,22 @@ class WordDropout(keras.layers.Layer):
     Output shape: that of `words`.
     """
 
-    def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, rate: float, replacement: int = 0, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if not 0 <= rate < 1:
             raise ValueError(f"rate must be at least 0 and below 1, not {rate}")
         self.rate = rate
+        self.replacement = replacement
         self.seed = seed
         if rate:
             self.seed_generator = keras.random.SeedGenerator(seed)
 
     def call(self, words: Tensor, training: bool = False) -> Tensor:
-        """Put zeros for some words."""
+        """Put the replacement for some words."""
         if not training or not self.rate:
             return words
         kept = keras.random.uniform(ops.shape(words), dtype="float32", seed=self.seed_generator) >= self.rate
-        return ops.where(kept, words, ops.zeros_like(words))
+        return ops.where(kept | (words == 0), words, ops.full_like(words, self.replacement))
 
     def compute_output_spec(self, words: keras.KerasTensor, training: bool = False) -> keras.KerasTensor:
         """As many words as before."""
@@ -123,7 +125,7 @@ class WordDropout(keras.layers.Layer):
 
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
-        return {**super().get_config(), "rate": self.rate, "seed": self.seed}
+        return {**super().get_config(), "rate": self.rate, "replacement": self.replacement, "seed": self.seed}
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")

@@ -58,8 +58,9 @@ class App:
     that a new model starts from, and returns a sentence on each thing that may surprise. `phases` divides the epochs of
     a run into stretches that are trained differently, such as a frozen and a fine-tuned one; without it all are one.
     `optimizer` makes what `compile` takes from `(config, learning rate, steps)`, where that is not the one optimizer
-    that the config names. `train_batches` makes the batches to train on, where their order is to be another than a
-    random one.
+    that the config names. `outputs` names those of the model's outputs that answers, reports and `evaluate` look at,
+    where others are there for a loss only; all by default. `train_batches` makes the batches to train on, where their
+    order is to be another than a random one.
 
     `evaluate` takes config and data, and gives a function of a whole part and the model's outputs for it that returns
     metrics which no mean over batches is, such as a recall among all examples: of the validation part after every epoch
@@ -92,6 +93,7 @@ class App:
     evaluate: Callable[[Any, Data], Evaluate] | None = None
     test: Callable[[Run, Metrics], Metrics] | None = None
     no_export: str = ""
+    outputs: Sequence[str] = ()
 
     def resolve(self, what: str, config: TrainingConfig, spec: Spec) -> Any:
         """Value of `loss`, `metrics`, `loss_weights` or `objective` for this config and data."""

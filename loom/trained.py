@@ -58,6 +58,7 @@ class Trained:
             lambda inputs: {
                 name: layers.masking.valid_only(output, getattr(output, "_keras_mask", None))
                 for name, output in self.core(inputs, training=False).items()
+                if name in (self.app.outputs or self.core.output)
             },
             input_signature=[signature],
         )

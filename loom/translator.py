@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import numpy as np
 
 from loom.data.pairs import SOURCE
-from loom.data.pipeline import Batches, Buckets
+from loom.data.pipeline import Batches, Buckets, Ragged
 from loom.data.tokens import END, START
 from loom.lazy import layers, tf
 from loom.seq2seq import Seq2SeqConfig, make_network, previous_tokens, tokenizers
@@ -46,9 +46,9 @@ class Translator:
         self._network = make_network(self._config, trained.spec, lambda name, make: trained.core.get_layer(name))
         self._asked: Counter[str] = Counter()
         tokens, numbers = tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((self._most_tokens, None), tf.float32)
-        self._beam = tf.function(self._decode_beam, input_signature=[tokens])
-        self._greedy = tf.function(self._decode_greedy, input_signature=[tokens])
-        self._sample = tf.function(self._decode_sample, input_signature=[tokens, numbers])
+        self._beam = tf.function(self._decode_beam, input_signature=[tokens], autograph=False)
+        self._greedy = tf.function(self._decode_greedy, input_signature=[tokens], autograph=False)
+        self._sample = tf.function(self._decode_sample, input_signature=[tokens, numbers], autograph=False)
 
     @classmethod
     def of(cls, trained: Trained) -> Translator:
@@ -64,7 +64,7 @@ class Translator:
         if not len(texts):
             return []
         how = decoding or self._config.decoding
-        source = self._source.encode(texts)
+        source = self._tokens(texts)
         numbers = self._uniforms(texts) if how == "sampling" else None
         batches = Batches({SOURCE: source}, {}, BATCH, Buckets.fit({SOURCE: source}, {}, self._config.buckets))
         answers: dict[int, Written] = {}
@@ -88,7 +88,7 @@ class Translator:
             UserError: The network has no attention.
         """
         rows = np.array([0])
-        inputs, outputs = self._source.encode([source]), self._target.encode([target])
+        inputs, outputs = self._tokens([source]), self._target.encode([target])
         padded = [each.padded(rows, len(each.values)) for each in (inputs, previous_tokens(outputs))]
         scores = self._network.attention_scores(*map(tf.constant, padded))
         return (
@@ -96,6 +96,14 @@ class Translator:
             self._source.pieces(inputs.values.tolist()),
             self._target.pieces(outputs.values.tolist()),
         )
+
+    def _tokens(self, texts: Sequence[str]) -> Ragged:
+        """What the network reads of each text."""
+        import pandas as pd
+
+        tokens = self._trained.encode(pd.DataFrame({SOURCE: list(texts)}))[SOURCE]
+        assert isinstance(tokens, Ragged)
+        return tokens
 
     def _uniforms(self, texts: Sequence[str]) -> np.ndarray:
         columns = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,31 @@ def test_the_table_of_transfer_is_the_recorded_one() -> None:
     scores = {row["case"]: row["scores"] for row in rows}
     for frozen, fine_tuned, scratch in zip(*(scores[name] for name in names), strict=True):
         assert min(frozen, fine_tuned) > scratch
+
+
+def test_the_regularizations_are_the_recorded_ones() -> None:
+    page = (ROOT / "docs" / "images.md").read_text(encoding="utf-8")
+    few, many = (
+        {row["settings"]["regularization"]: row for row in each["variants"]}
+        for each in results("images")["regularization"]
+    )
+    for kind in few:
+        numbers = " | ".join(f"{rows[kind][name]:.4f}" for rows in (few, many) for name in ("mean", "spread"))
+        assert f"| {kind} | {numbers} |" in page
+
+
+def test_the_notes_table_is_the_recorded_one() -> None:
+    page = (ROOT / "docs" / "mnist_1000.md").read_text(encoding="utf-8")
+    for row in results("images")["notes"]:
+        assert "| {case} | {train:.3f} | {test:.4f} | {baseline:.4f} |".format(**row) in page
+
+
+def test_the_table_of_applications_is_the_recorded_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    page = (ROOT / "docs" / "applications.md").read_text(encoding="utf-8")
+    line = runpy.run_path(str(ROOT / "benchmarks" / "applications.py"))["line"]
+    for row in results("applications")["rows"]:
+        assert line(row) in page
 
 
 def test_the_titanic_table_is_the_recorded_one() -> None:

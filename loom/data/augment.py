@@ -11,6 +11,8 @@ from loom.data.spec import Spec
 from loom.lazy import keras, layers, tf
 
 Tensors = Mapping[str, Any]
+FINE_SIDE = 56
+"""Pixels of the shorter side below which images are moved on a finer grid."""
 
 
 def augment(config: ImageConfig, spec: Spec, mixing: bool = True) -> Augment | None:
@@ -36,15 +38,12 @@ def augment(config: ImageConfig, spec: Spec, mixing: bool = True) -> Augment | N
 def augmentation_layers(config: ImageConfig, shape: tuple[int, int, int]) -> list[keras.layers.Layer]:
     """Layers that change images one by one, for pixels from 0 to 1, in the order in which they are applied."""
     height, width, _ = shape
-    kinds, fill, bounds = keras.layers, config.fill, (0.0, 1.0)
+    kinds, bounds = keras.layers, (0.0, 1.0)
     flips = {"both": "horizontal_and_vertical"}
     wanted: list[tuple[Any, Callable[[], list[Any]]]] = [
         (config.flip != "none", lambda: [kinds.RandomFlip(flips.get(config.flip, config.flip))]),
         (config.crop, lambda: [kinds.ZeroPadding2D(config.crop), kinds.RandomCrop(height, width)]),
-        (config.rotation, lambda: [kinds.RandomRotation(config.rotation / 360, fill)]),
-        (config.translation, lambda: [kinds.RandomTranslation(config.translation, config.translation, fill)]),
-        (config.zoom, lambda: [kinds.RandomZoom(config.zoom, fill_mode=fill)]),
-        (config.elastic, lambda: [layers.RandomElastic(config.elastic, max(1.0, min(height, width) / 7))]),
+        (True, lambda: _moving_layers(config, min(height, width))),
         (config.brightness, lambda: [kinds.RandomBrightness(config.brightness, bounds)]),
         (config.contrast, lambda: [kinds.RandomContrast(config.contrast, bounds)]),
         (config.saturation, lambda: [kinds.RandomSaturation(_around_a_half(config.saturation), bounds)]),
@@ -53,6 +52,26 @@ def augmentation_layers(config: ImageConfig, shape: tuple[int, int, int]) -> lis
         (config.cutout, lambda: [kinds.RandomErasing([config.cutout] * 2, fill_value=0.0, value_range=bounds)]),
     ]
     return [layer for value, make in wanted if value for layer in make()]
+
+
+def _moving_layers(config: ImageConfig, side: int) -> list[keras.layers.Layer]:
+    """Layers that move pixels to places between pixels, on a finer grid where images are small.
+
+    Each of them interpolates: several in a row would blur small images so much that the sharp ones of the test are
+    something else. Every pixel becomes several equal ones, which are moved, and their mean is the new pixel.
+    """
+    kinds, fill = keras.layers, config.fill
+    finer = -(-FINE_SIDE // side)
+    wanted: list[tuple[Any, Callable[[], Any]]] = [
+        (config.rotation, lambda: kinds.RandomRotation(config.rotation / 360, fill)),
+        (config.translation, lambda: kinds.RandomTranslation(config.translation, config.translation, fill)),
+        (config.zoom, lambda: kinds.RandomZoom(config.zoom, fill_mode=fill)),
+        (config.elastic, lambda: layers.RandomElastic(finer * config.elastic, max(1.0, finer * side / 7))),
+    ]
+    moving = [make() for value, make in wanted if value]
+    if not moving or finer == 1:
+        return moving
+    return [kinds.UpSampling2D(finer, interpolation="nearest"), *moving, kinds.AveragePooling2D(finer)]
 
 
 def _around_a_half(factor: float) -> tuple[float, float]:

@@ -117,10 +117,7 @@ def read_table(path: Path, required: Sequence[str] = (), missing: frozenset[str]
             a required column is missing.
     """
     path = Path(path)
-    text = _decoded(path)
-    lines = list(io.StringIO(text, newline=""))
-    spoiled = _spoiled_lines(lines) if "\0" in text or _BYTES_NOT_UTF8.search(text) else {}
-    del text
+    lines, spoiled = read_lines(path, "a header line and rows")
     delimiter = _delimiter(path, lines)
     with _long_fields():
         records = _records(lines, delimiter)
@@ -161,7 +158,7 @@ def read_fields(path: Path, columns: Sequence[str]) -> Table:
         UserError: The file is missing, unreadable, empty or UTF-16.
     """
     path = Path(path)
-    lines = list(io.StringIO(_decoded(path), newline=""))
+    lines = list(io.StringIO(_decoded(path, "lines with as many fields"), newline=""))
     spoiled = _spoiled_lines(lines)
     records = (
         _Record(number, number + 1, line.rstrip("\r\n").split("\t"), "")
@@ -246,21 +243,30 @@ def column_kind(values: Iterable[object], missing: frozenset[str] = MISSING) -> 
     return "text" if distinct > 0.5 and words >= 3 else "category"
 
 
-def _decoded(path: Path) -> str:
-    """The file's text without byte order mark; bytes that are not UTF-8 become lone surrogates, to be found again."""
+def read_lines(path: Path, needed: str) -> tuple[list[str], dict[int, str]]:
+    """Lines of a file with their ends, without byte order mark; and why some (from 0) are unusable.
+
+    Raises:
+        UserError: The file is missing, unreadable, UTF-16, or empty, where `needed` says what it should hold.
+    """
+    text = _decoded(path, needed)
+    lines = list(io.StringIO(text, newline=""))
+    return lines, _spoiled_lines(lines) if "\0" in text or _BYTES_NOT_UTF8.search(text) else {}
+
+
+def _decoded(path: Path, needed: str) -> str:
+    """The file's text; bytes that are not UTF-8 become lone surrogates, to be found again."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path}: there is no such file; check the path") from None
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); give a table in a file, such as data.csv"
-        ) from None
+        raise UserError(f"{path}: cannot be read ({error.strerror}); give the path of a file") from None
     if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(f"{path}: is UTF-16; save it as UTF-8 (in a spreadsheet: 'CSV UTF-8')")
     text = raw.decode("utf-8-sig", errors="surrogateescape")
     if not text.strip():
-        raise UserError(f"{path}: is empty; it needs a header line and rows")
+        raise UserError(f"{path}: is empty; it needs {needed}")
     return text
 
 

@@ -29,7 +29,7 @@ def train(real_data: Path, folder: Path, flags: str) -> dict[str, float]:
 
 def test_the_page_has_the_commands_of_the_benchmark() -> None:
     page = (ROOT / "docs" / "mnist_1000.md").read_text(encoding="utf-8")
-    for flags in (COMMANDS["notes"]["notes, 350 epochs"], COMMANDS["thousand"]["default, augmented"]):
+    for flags in (COMMANDS["notes"]["notes, 350 epochs"], COMMANDS["thousand"]["everything"]):
         assert flags.removesuffix(" --patience 0") in page
 
 
@@ -53,7 +53,7 @@ def test_the_notes_network_learns_every_training_image_and_early_stopping_improv
 
 @pytest.mark.slow
 def test_with_everything_a_thousand_images_are_enough(real_data: Path, tmp_path: Path) -> None:
-    assert train(real_data, tmp_path, COMMANDS["thousand"]["default, augmented"])["test_accuracy"] >= 0.97
+    assert train(real_data, tmp_path, COMMANDS["thousand"]["everything"])["test_accuracy"] >= 0.97
 
 
 @pytest.mark.slow

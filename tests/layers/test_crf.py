@@ -9,7 +9,7 @@ import pytest
 from differences import numeric_gradients
 from sequence_contract import outputs_and_gradients
 
-from layers import CRF, CRFLoss, crf, viterbi
+from layers import CRF, CRFLoss, Viterbi, crf, viterbi
 from layers.crf import log_partition
 
 B, T, K = 4, 5, 3  # batch, time, tags
@@ -317,6 +317,15 @@ def test_transitions_are_regularized():
     layer = CRF("ones", keras.regularizers.L2(0.5))
     layer.build((None, None, K))
     assert float(sum(layer.losses)) == pytest.approx(0.5 * K * K)
+
+
+def test_the_layer_decodes_inside_a_model(rng):
+    scores = keras.Input((None, K))
+    model = keras.Model(scores, Viterbi()(CRF()(scores)))
+    again = keras.Model.from_config(model.get_config())
+    values = rng.normal(size=(B, T, K)).astype("float32")
+    expected = keras.ops.convert_to_numpy(viterbi(CRF()(values)))
+    assert keras.ops.convert_to_numpy(again(values)).tolist() == expected.tolist()
 
 
 def test_a_single_tag_is_refused():

@@ -47,7 +47,11 @@ EXEMPT = {
     ),
     "Attention": "base class",
     "TransformerBlock": "base class",
-    "CRF": "puts out no sequence of vectors, tested in test_crf.py",
+    **dict.fromkeys(("CRF", "Viterbi"), "put out no sequences of vectors, tested in test_crf.py"),
+    **dict.fromkeys(
+        ("AffixRows", "LetterIds", "MaxOverLetters", "NormalizeWords", "SplitWords", "WordShapes"),
+        "work on single words, tested in test_words.py",
+    ),
     **dict.fromkeys(("CellBoxes", "Gallery"), "read no sequences, tested in test_boxes.py"),
     **dict.fromkeys(("DecodeImages", "RandomElastic"), "read no sequences, tested in test_images.py"),
     **dict.fromkeys(("GaussianSample", "GaussianDivergence", "SeededNormal"), "read no sequences, test_latent.py"),

@@ -98,6 +98,13 @@ def test_words_are_dropped_whole_and_in_training_only(compiled: bool) -> None:
         WordDropout(1.0)
 
 
+def test_dropped_words_may_become_another_where_padding_stays() -> None:
+    words = np.array([[3] * 50 + [0] * 50] * 20)
+    dropped = np.array(WordDropout(0.4, replacement=1, seed=1)(words, training=True))
+    assert set(dropped[:, :50].ravel().tolist()) == {1, 3}
+    assert not dropped[:, 50:].any()
+
+
 def compiled_call(layer: keras.layers.Layer) -> Callable[..., object]:
     if keras.backend.backend() != "tensorflow":
         pytest.skip("compiled by TensorFlow")

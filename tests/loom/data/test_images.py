@@ -228,6 +228,19 @@ def test_each_augmentation_changes_images_the_same_way_in_the_same_step(kind: st
     np.testing.assert_array_equal(first, again)
 
 
+def test_small_images_that_are_moved_again_and_again_stay_sharp() -> None:
+    """Each layer interpolates: without care, the contrast of thin lines is 0.58."""
+    pixels = np.zeros((64, 28, 28, 1), np.uint8)
+    pixels[:, 6:22, 13:15] = 255
+    spec = Spec((Field("image", "image", statistics={"height": 28, "width": 28, "channels": 1}),), SPEC.targets)
+    moves = ImageConfig(rotation=15.0, translation=0.1, zoom=0.1, elastic=1.0)
+    targets = np.eye(3, dtype=np.float32)[np.arange(64) % 3]
+    moved = seen(Batches({"image": pixels}, {"label": targets}, 16, None, 0, augment(moves, spec)))
+    assert (moved != pixels).any(axis=(1, 2, 3)).all()
+    contrast = np.square(moved / 255).sum() / (moved / 255).sum()
+    assert contrast > 0.66
+
+
 def test_every_epoch_and_seed_sees_other_images() -> None:
     source = batches(noise=0.2)
     source.plan = lambda: [(np.arange(40), 1)] * 3  # the same images in the same order
