@@ -128,21 +128,6 @@ def read_table(path: Path, required: Sequence[str] = (), missing: frozenset[str]
     return Table(_frame(names, columns, missing), bad, path, starts)
 
 
-def read_lines(path: Path) -> tuple[list[str], list[Bad]]:
-    r"""Read the lines of a text file, each with its end, `\n`.
-
-    Lines with bytes that are not UTF-8 or with a NUL byte are quarantined; those are returned second.
-
-    Raises:
-        UserError: The file is missing, unreadable, empty or UTF-16.
-    """
-    path = Path(path)
-    lines = list(io.StringIO(_decoded(path), newline=None))
-    spoiled = _spoiled_lines(lines)
-    bad = [Bad(f"{path.name}:{number + 1}", why) for number, why in spoiled.items()]
-    return [line for number, line in enumerate(lines) if number not in spoiled], bad
-
-
 def read_fields(path: Path, columns: Sequence[str]) -> Table:
     r"""Read a text file without a header line, each line of which holds as many fields, with tabs between them.
 

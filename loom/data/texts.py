@@ -48,9 +48,15 @@ def read_text(config: TrainingConfig, sample: Callable[[], str]) -> Text:
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:
         raise UserError(f"--data {config.data}: the folder holds no file *.txt")
-    found = [read_lines(file) for file in files]
-    bad = tuple(entry for _, each in found for entry in each)
-    total = sum(len(lines) + len(each) for lines, each in found)
-    check_bad(bad, total, config.max_bad, f"lines of {path.name}")
-    text = PART.join("".join(lines) for lines, _ in found)
-    return Text(text, str(path.resolve()), bad)
+    found = [read_lines(file, "text") for file in files]
+    bad = tuple(
+        Bad(f"{file.name}:{number + 1}", why)
+        for file, (_, spoiled) in zip(files, found, strict=True)
+        for number, why in spoiled.items()
+    )
+    check_bad(bad, sum(len(lines) for lines, _ in found), config.max_bad, f"lines of {path.name}")
+    texts = (
+        "".join(line for number, line in enumerate(lines) if number not in spoiled).replace("\r\n", "\n")
+        for lines, spoiled in found
+    )
+    return Text(PART.join(texts), str(path.resolve()), bad)
