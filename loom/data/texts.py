@@ -55,8 +55,8 @@ def read_text(config: TrainingConfig, sample: Callable[[], str]) -> Text:
         for number, why in spoiled.items()
     )
     check_bad(bad, sum(len(lines) for lines, _ in found), config.max_bad, f"lines of {path.name}")
-    texts = (
+    kept = (
         "".join(line for number, line in enumerate(lines) if number not in spoiled).replace("\r\n", "\n")
         for lines, spoiled in found
     )
-    return Text(PART.join(texts), str(path.resolve()), bad)
+    return Text(PART.join(kept), str(path.resolve()), bad)
