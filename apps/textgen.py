@@ -36,6 +36,8 @@ SURPRISING = 600
 PROMPT_TOKENS = 16
 """Of test examples: what the samples of the report go on from."""
 SAMPLES = 6
+SHORTEST = 20
+"""Characters of a text for each token of a window, at least."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,10 @@ class Config(TrainingConfig):
 def load(config: Config) -> Data:
     """The text as windows of tokens: the last of it for the test, what comes before for validation."""
     found = read_text(config, scripts)
+    if len(found.text) < SHORTEST * config.length:
+        raise UserError(
+            f"--data {config.data}: has {len(found.text)} characters only; give more text, or less --length"
+        )
     parts = _parts(found.text, config)
     tokenizer = Tokenizer.fit(_pieces(parts["train"]), config.vocabulary_size, config.tokens, lines=True)
     tokens = {name: tokenizer.encode_whole(_pieces(part)) for name, part in parts.items()}
