@@ -118,7 +118,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     }
 
 
-def test(run: Run) -> Metrics:
+def test(run: Run, measured: Metrics) -> Metrics:
     """Share of the distinct questions answered as recorded: as they are, and (`hurried`) with a word missing."""
     translator, asked = Translator.of(run.trained), list(run.data.test.raw[SOURCE])
     hurried = [without_a_word(text) for text in asked]

@@ -64,8 +64,8 @@ class App:
 
     `evaluate` takes config and data, and gives a function of a whole part and the model's outputs for it that returns
     metrics which no mean over batches is, such as a recall among all examples: of the validation part after every epoch
-    (`val_NAME`, an objective too), and as those of the test part. `test` gives more metrics of the test part, of a
-    trained run's answers.
+    (`val_NAME`, an objective too), and as those of the test part. `test` gives more metrics of the test part, from
+    a trained run and what was measured so far.
 
     `no_export` says why a model cannot be written in other formats, if it cannot.
     """
@@ -91,7 +91,7 @@ class App:
     optimizer: Callable[[Any, float, int], Any] | None = None
     train_batches: Callable[[Run], Batches] | None = None
     evaluate: Callable[[Any, Data], Evaluate] | None = None
-    test: Callable[[Run], Metrics] | None = None
+    test: Callable[[Run, Metrics], Metrics] | None = None
     no_export: str = ""
     outputs: Sequence[str] = ()
 

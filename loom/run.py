@@ -111,7 +111,8 @@ class Run:
 
 def measure(run: Run) -> Metrics:
     """Loss and metrics on the test examples, and what the application itself measures of its answers."""
-    return {**_measure_outputs(run), **(run.app.test(run) if run.app.test else {})}
+    measured = _measure_outputs(run)
+    return {**measured, **(run.app.test(run, measured) if run.app.test else {})}
 
 
 def _measure_outputs(run: Run) -> Metrics:
@@ -159,11 +160,11 @@ def _build_metrics(run: Run) -> None:
         name: keras.ops.zeros([size or 1 for size in tensor.shape], tensor.dtype)
         for name, tensor in run.model.output.items()
     }
-    first = np.array([0])
-    targets = {
-        name: keras.ops.convert_to_tensor(target.padded(first, 1) if isinstance(target, Ragged) else target[first])
-        for name, target in run.data.train.targets.items()
-    }
+    targets = {}
+    for name, target in run.data.train.targets.items():
+        first = target.padded(np.array([0]), 1) if isinstance(target, Ragged) else target[:1]
+        steps = name in outputs and None in run.model.output[name].shape[1:2]
+        targets[name] = keras.ops.convert_to_tensor(first[:, :1] if steps else first)
     run.model.compute_loss(None, targets, outputs)
     run.model.compute_metrics(None, targets, outputs)
     run.model.reset_metrics()

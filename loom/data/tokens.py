@@ -25,6 +25,7 @@ KINDS = {"subwords": "bpe", "words": "word", "characters": "char"}
 """What SentencePiece calls the units."""
 _NO_SPACE_BEFORE = re.compile(r" ([^\w\s(\[{\"'«„“#@&§$€£*+/=<>~-])(?!\w)")
 _NO_SPACE_AFTER = re.compile(r"([(\[{«„]) ")
+_AROUND_LINE_END = re.compile(r" ?\n ?")
 _NO_SPACE_AROUND = re.compile(r"(?<=\w) (['\u2019-]) (?=\w)")
 
 
@@ -41,16 +42,23 @@ class Tokenizer:
         unit: What its tokens are.
         lower: Whether texts are brought into lower case.
         max_length: Longer texts are cut to this many tokens (0: never).
+        lines: Whether white space is a part of the text: spaces as they are, and a token for the end of a line. (Words
+            keep line ends alone.)
     """
 
-    def __init__(self, model: str, unit: Unit = "subwords", lower: bool = False, max_length: int = 0) -> None:
+    def __init__(
+        self, model: str, unit: Unit = "subwords", lower: bool = False, max_length: int = 0, lines: bool = False
+    ) -> None:
         self.model = model
         self.unit = unit
         self.lower = lower
         self.max_length = max_length
+        self.lines = lines
 
     @classmethod
-    def fit(cls, texts: Iterable[str], size: int, unit: Unit = "subwords", lower: bool = False) -> Tokenizer:
+    def fit(
+        cls, texts: Iterable[str], size: int, unit: Unit = "subwords", lower: bool = False, lines: bool = False
+    ) -> Tokenizer:
         """A vocabulary of at most `size` tokens for texts, the same one for the same texts.
 
         Raises:
@@ -58,7 +66,12 @@ class Tokenizer:
         """
         import sentencepiece
 
-        tokenizer = cls("", unit, lower)
+        tokenizer = cls("", unit, lower, lines=lines)
+        exact: dict[str, Any] = {
+            "remove_extra_whitespaces": False,
+            "add_dummy_prefix": False,
+            "user_defined_symbols": ["\n"],
+        }
         sentences = [sentence for sentence in map(tokenizer.normalized, texts) if sentence]
         if not sentences:
             raise UserError("the training texts hold no words: check the text column")
@@ -79,12 +92,13 @@ class Tokenizer:
                 eos_id=END,
                 max_sentence_length=100_000,
                 num_threads=1,
+                **(exact if lines and unit != "words" else {}),
                 minloglevel=2,
             )
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
             raise UserError(f"--vocabulary-size {size}: no vocabulary of {unit} can be made: {reason}") from None
-        return cls(base64.b64encode(model.getvalue()).decode("ascii"), unit, lower)
+        return cls(base64.b64encode(model.getvalue()).decode("ascii"), unit, lower, lines=lines)
 
     @cached_property
     def _processor(self) -> SentencePieceProcessor:
@@ -97,14 +111,17 @@ class Tokenizer:
 
     def settings(self, **changes: Any) -> dict[str, Any]:
         """The constructor's arguments, as a model's `Field` keeps them."""
-        names = ("model", "unit", "lower", "max_length")
+        names = ("model", "unit", "lower", "max_length", "lines")
         return {name: getattr(self, name) for name in names} | changes
 
     def normalized(self, text: str) -> str:
         """A text as the vocabulary sees it."""
-        text = " ".join(unicodedata.normalize("NFC", text).split())
+        text = unicodedata.normalize("NFC", text)
         text = text.lower() if self.lower else text
-        return " ".join(split_words(text)) if self.unit == "words" else text
+        rows = text.replace("\r\n", "\n").split("\n") if self.lines else [text]
+        if self.unit == "words":
+            return " \n ".join(" ".join(split_words(row)) for row in rows)
+        return "\n".join(rows) if self.lines else " ".join(text.split())
 
     def encode(self, texts: Sequence[str]) -> Ragged:
         """Tokens of each text, and `END` after them."""
@@ -115,12 +132,17 @@ class Tokenizer:
         values = [token for tokens in found for token in (*tokens, END)]
         return Ragged(np.array(values, np.int32), splits)
 
-    def decode(self, tokens: Iterable[Sequence[int]]) -> list[str]:
+    def encode_whole(self, texts: Sequence[str]) -> np.ndarray:
+        """Tokens of several texts, one after the other, without any end."""
+        found = self._processor.encode([self.normalized(text) for text in texts])
+        return np.array([token for tokens in found for token in tokens], np.int32)
+
+    def decode(self, tokens: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
         """Text of each sequence of tokens, up to `END`."""
         rows = [[int(token) for token in row] for row in tokens]
         rows = [row[: row.index(END)] if END in row else row for row in rows]
         texts = self._processor.decode(rows) if rows else []
-        return [join_words(text) if self.unit == "words" else text for text in texts]
+        return [_AROUND_LINE_END.sub("\n", join_words(text)) if self.unit == "words" else text for text in texts]
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """What each token stands for, with a space where a word begins; for figures."""

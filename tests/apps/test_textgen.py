@@ -1,0 +1,133 @@
+"""Text generation: what is read, that stepping is reading, and that a saved model writes what the trained one does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import tensorflow as tf
+from support import loom
+
+from apps import textgen
+from apps.textgen import APP, TEXT, Config, Network
+from loom import UserError
+from loom.data.texts import read_text
+from loom.data.tokens import Tokenizer
+from loom.run import fit
+from loom.train import build_run, encoded
+from loom.trained import Trained
+
+SMALL = {"units": 8, "embedding_units": 4, "heads": 2, "feed_forward_units": 12, "length": 32, "new_tokens": 40}
+LINES = "".join(f"ANNA: {number} keys, Ben?\n" for number in range(300))
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Path:
+    path = tmp_path / "book.txt"
+    path.write_text(LINES, encoding="utf-8")
+    return path
+
+
+def run_of(book: Path, **settings: Any) -> Any:
+    config = Config(data=str(book), epochs=1, batch_size=8, jit="off", **{**SMALL, **settings})
+    return build_run(APP, config, encoded(APP, config, APP.load(config)), book.parent)
+
+
+@pytest.mark.parametrize(("model", "depth"), [("lstm", 2), ("gru", 1), ("transformer", 2)])
+def test_every_parameter_moves_and_stepping_is_reading(book: Path, model: str, depth: int) -> None:
+    run = run_of(book, model=model, depth=depth, dropout=0.0)
+    before = {weight.path: weight.numpy() for weight in run.model.trainable_weights}
+    fit(run)
+    for weight in run.model.trainable_weights:
+        assert not np.array_equal(weight.numpy(), before[weight.path]), weight.path
+    tokens = run.data.test.inputs[TEXT][:3, :9]
+    whole = run.model({TEXT: tokens}, training=False)[TEXT].numpy()
+    network = Network(run.config, run.data.spec, lambda name, make: run.model.get_layer(name))
+    state = network.begin(3, 32)
+    for place in range(9):
+        logits, state = network.step(tf.constant(tokens[:, place]), state)
+        np.testing.assert_allclose(logits[:, 4:], whole[:, place, 4:], rtol=1e-4, atol=1e-5)
+        assert (logits[:, :4].numpy() < -1e8).all()
+
+
+@pytest.mark.parametrize("tokens", ["characters", "subwords", "words"])
+def test_parts_follow_each_other_and_targets_are_the_next_tokens(book: Path, tokens: str) -> None:
+    config = Config(data=str(book), **SMALL, tokens=tokens, vocabulary_size=300)
+    data = APP.load(config)
+    tokenizer = Tokenizer(**data.spec.input(TEXT).tokenizer)
+    starts = []
+    for split in data.splits.values():
+        np.testing.assert_array_equal(split.inputs[TEXT][:, 1:], split.targets[TEXT][:, :-1])
+        np.testing.assert_array_equal(split.inputs[TEXT][1:, 0], split.targets[TEXT][:-1, -1])
+        if tokens != "words":  # words that are unknown do not come back
+            text = "".join(tokenizer.decode([split.inputs[TEXT].ravel()]))
+            assert text in LINES
+            starts.append(LINES.index(text))
+    assert starts == sorted(starts)
+
+
+def test_the_same_text_has_the_same_continuation_alone_and_among_others(book: Path) -> None:
+    run = run_of(book)
+    frame = pd.DataFrame({TEXT: ["ANNA: ", "", "1 keys, Ben?\nANNA: 2", "\u0939"]})
+    answers = APP.predict(run.trained, frame)
+    lengths = {len(answer["continuation"]) for answer in answers}
+    assert lengths == {40}
+    again = Trained(APP, run.config, run.data.spec, run.model)
+    assert [APP.predict(again, frame.iloc[[row]])[0] for row in range(4)] == list(answers)
+
+
+def test_the_baseline_is_beaten_by_knowing_more(book: Path) -> None:
+    config = Config(data=str(book), **SMALL)
+    found = textgen.baselines(config, APP.load(config))
+    assert found["ngram"]["loss"] < 0.7 * found["unigram"]["loss"]
+    assert found["ngram"]["perplexity"] == pytest.approx(np.exp(found["ngram"]["loss"]))
+    assert found["ngram"]["bits_per_character"] == pytest.approx(found["ngram"]["loss"] / np.log(2))
+
+
+def test_folders_and_lines_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").write_bytes(b"second\r\n\xff\xfe bad\n" + b"x" * 100_000)
+    (tmp_path / "a.txt").write_text("first\n\nline\n", encoding="utf-8")
+    found = read_text(Config(data=str(tmp_path), max_bad=0.5), lambda: "")
+    assert found.text == "first\n\nline\n\nsecond\n" + "x" * 100_000
+    assert [where for where, _ in found.bad] == ["b.txt:2"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no such file or folder"),
+        (b"", "is empty"),
+        (b"too short\n", "give more text"),
+        (b"\xff bad\ngood\n" * 20, "unreadable|bad"),
+    ],
+)
+def test_mistakes_are_one_line(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        APP.load(Config(data=str(path)))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [[], ["--model", "transformer", "--tokens", "subwords", "--vocabulary-size", "200"]])
+def test_from_the_command_to_a_continuation(tmp_path: Path, book: Path, flags: list[str]) -> None:
+    sizes = ["--units", "8", "--length", "32", "--new-tokens", "40", "--epochs", "1"]
+    outcome = loom("train", "textgen", "--data", str(book), *sizes, *flags, "--json", cwd=tmp_path)
+    assert outcome.status == 0, outcome.errors
+    metrics = outcome.result["metrics"]
+    assert metrics["test_perplexity"] == pytest.approx(np.exp(metrics["test_loss"]), rel=1e-5)
+    assert metrics["baseline_ngram_loss"] > 0
+    answer = loom("predict", outcome.result["run_id"], "ANNA: 7", cwd=tmp_path)
+    assert answer.status == 0, answer.errors
+
+
+@pytest.mark.slow
+def test_a_search_runs(tmp_path: Path, book: Path) -> None:
+    sizes = ["--length", "32", "--epochs", "1"]
+    outcome = loom("tune", "textgen", "--data", str(book), *sizes, "--trials", "2", "--json", cwd=tmp_path)
+    assert outcome.status == 0, outcome.errors
