@@ -29,6 +29,7 @@ _RULES = (  # in this order, on a text with a space at either end
     (r"(['\x{2019}]) ", r" \1 "),
     (r"(\p{L})([nN]['\x{2019}][tT]) ", r"\1 \2 "),
     (rf"([\p{{L}}\p{{N}}])(['\x{{2019}}](?:{_CLITICS})) ", r"\1 \2 "),
+    (r" ([cC]an)(not) ", r" \1 \2 "),
     (r"(\.\.+)", r" \1 "),
     (r"([\p{L}\p{M}]{2}|[^\p{L}. ])\. ", r"\1 . "),
     (rf" ({_ABBREVIATIONS}) \. ", r" \1. "),

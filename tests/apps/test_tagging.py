@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import keras
 import numpy as np
 import pandas as pd
 import pytest
-from support import loom
+from support import TrainedRun, client, loom
 
 from apps import tagging
 from apps.tagging import APP, Config
@@ -43,6 +44,43 @@ every_model = pytest.mark.parametrize("settings", MODELS, ids=lambda settings: "
 @pytest.fixture(scope="module")
 def data() -> Data:
     return encoded(APP, SMALL, tagging.load(SMALL))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    folder = tmp_path_factory.mktemp("tagging")
+    # One length of batches, and none that is smaller: every shape is compiled.
+    settings = ("--max-train", "576", "--epochs", "5", "--batch-size", "32", "--buckets", "1", "--units", "24")
+    outcome = loom("train", "tagging", *settings, "--learning-rate", "0.01", "--dropout", "0.2", "--json", cwd=folder)
+    assert outcome.status == 0, outcome.errors
+    return TrainedRun(outcome.result["run_id"], folder, outcome)
+
+
+def test_a_run_beats_the_most_frequent_tags(run: TrainedRun) -> None:
+    metrics = run.outcome.result["metrics"]
+    assert metrics["test_accuracy"] > metrics["baseline_word_accuracy"] + 0.05
+    assert (
+        metrics["baseline_majority_accuracy"]
+        < metrics["baseline_word_accuracy"]
+        < metrics["baseline_logistic_accuracy"]
+    )
+    assert 0 < metrics["test_accuracy_unknown"] < metrics["test_accuracy_known"] <= 1
+
+
+def test_a_saved_model_tags_raw_text_in_a_fresh_process(run: TrainedRun) -> None:
+    outcome = loom("predict", run.run_id, "Peter doesn't watch the old house, she does!", "", "--json", cwd=run.folder)
+    assert outcome.status == 0, outcome.errors
+    answer, empty = map(json.loads, outcome.output.splitlines())
+    words = ["Peter", "does", "n't", "watch", "the", "old", "house", ",", "she", "does", "!"]
+    assert [word for word, _ in answer["tags"]] == words
+    tags = dict(answer["tags"])
+    assert (tags["the"], tags[","], tags["!"]) == ("DET", "PUNCT", "PUNCT")
+    assert empty == {"tags": []}
+
+
+def test_the_report_shows_sentences_and_confusions(run: TrainedRun) -> None:
+    names = {Path(file.path).name for file in client(run.folder).list_artifacts(run.run_id, "report")}
+    assert {"sentences.png", "confusion_matrix.png"} <= names
 
 
 def test_words_and_tags_stand_beside_each_other(data: Data) -> None:

@@ -27,7 +27,7 @@ def decoded(tensor) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("The cat sat.", "The cat sat ."),
+        ("The cat cannot sit.", "The cat can not sit ."),
         ('He said: "No, I don\'t!" (twice)', 'He said : " No , I do n\'t ! " ( twice )'),
         (
             "It\N{RIGHT SINGLE QUOTATION MARK}s John's dogs' food.",
