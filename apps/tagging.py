@@ -82,7 +82,8 @@ class Config(TrainingConfig):
     word_dropout: float = 0.2
     """Share of the words, and of the prefixes and suffixes, that are made unknown in training."""
     batch_size: int = 32
-    epochs: int = 20
+    buckets: int = 2
+    epochs: int = 12
     learning_rate: float = 0.004
     jit: Literal["auto", "on", "off"] = "off"
     schedule: Literal["constant", "cosine", "linear", "exponential", "onecycle"] = "onecycle"
