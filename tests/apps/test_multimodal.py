@@ -216,8 +216,8 @@ def test_the_sample_is_learned_and_every_input_is_needed(tmp_path) -> None:
     fit(run)
     test = run.model.evaluate(run.batches(run.data.test).dataset(), return_dict=True, verbose=0)
     boosting = multimodal.baselines(config, run.data)["boosting"]
-    assert test["verdict_accuracy"] > boosting["verdict_accuracy"] + 0.01
-    assert test["answer_mae"] < 0.9 * boosting["answer_mae"]
+    assert test["verdict_accuracy"] > boosting["verdict_accuracy"] + 0.03
+    assert test["answer_mae"] < 0.7 * boosting["answer_mae"]
     needed = {
         target.name: dict(zip(names, changes.mean(axis=1), strict=True))
         for target, names, changes in permutation_importance(run, 0.5)
