@@ -246,7 +246,7 @@ class OverItself(keras.layers.Layer):
 _DECLARED_ATTENTION = {name: value for name, value in _DECLARED.items() if "recurrent" not in name}
 _OVER_ITSELF: dict[str, tuple[Callable[..., keras.layers.Layer], dict[str, Any]]] = {
     "MultiplicativeAttention/general": (lambda **o: MultiplicativeAttention(**o), {}),
-    "MultiplicativeAttention/dot": (lambda **o: MultiplicativeAttention("dot", scaled=True, **o), {}),
+    "MultiplicativeAttention/dot": (lambda **o: MultiplicativeAttention("dot", scaled=True, max_length=300, **o), {}),
     "MultiplicativeAttention/causal_dropout": (
         lambda **o: MultiplicativeAttention(dropout=0.3, seed=5, kernel_initializer="he_normal", **o),
         {"use_causal_mask": True},
@@ -256,7 +256,10 @@ _OVER_ITSELF: dict[str, tuple[Callable[..., keras.layers.Layer], dict[str, Any]]
         {},
     ),
     "AdditiveAttention/plain": (lambda **o: AdditiveAttention(U, **o), {}),
-    "AdditiveAttention/no_bias": (lambda **o: AdditiveAttention(U, use_bias=False, **o), {"use_causal_mask": True}),
+    "AdditiveAttention/no_bias": (
+        lambda **o: AdditiveAttention(U, use_bias=False, max_length=300, **o),
+        {"use_causal_mask": True},
+    ),
     "AdditiveAttention/declared": (
         lambda **o: AdditiveAttention(
             U, kernel_initializer="he_normal", kernel_regularizer=keras.regularizers.L2(0.1), **o
@@ -269,7 +272,10 @@ _OVER_ITSELF: dict[str, tuple[Callable[..., keras.layers.Layer], dict[str, Any]]
         lambda **o: MultiHeadAttention(4, 2, num_key_value_heads=1, value_dim=3, output_dim=5, **o),
         {"use_causal_mask": True},
     ),
-    "MultiHeadAttention/rotary": (lambda **o: MultiHeadAttention(2, 4, rotary=True, use_bias=False, **o), {}),
+    "MultiHeadAttention/rotary": (
+        lambda **o: MultiHeadAttention(2, 4, rotary=True, use_bias=False, max_length=300, **o),
+        {},
+    ),
     "MultiHeadAttention/dropout": (lambda **o: MultiHeadAttention(2, 3, dropout=0.3, seed=5, **o), {}),
     "MultiHeadAttention/declared": (lambda **o: MultiHeadAttention(2, 3, **_DECLARED_ATTENTION, **o), {}),
     "TransformerDecoderBlock/memory": (lambda **o: TransformerDecoderBlock(2, 5, **o), {}),
@@ -279,7 +285,7 @@ _TRANSFORMER_OPTIONS: dict[str, dict[str, Any]] = {
     "plain": {},
     "norm_last": {"norm_first": False, "norm_epsilon": 1e-3, "activation": "gelu"},
     "gated": {"gated": True, "activation": "silu", "norm": "rms", "use_bias": False, "num_key_value_heads": 1},
-    "rotary": {"rotary": True, "key_dim": 4, "kernel_initializer": "he_normal"},
+    "rotary": {"rotary": True, "key_dim": 4, "kernel_initializer": "he_normal", "max_length": 300},
     "dropout": {"dropout": 0.3, "seed": 5},
     "attention_dropout": {"attention_dropout": 0.3, "seed": 5},
 }
