@@ -23,6 +23,7 @@ CASES = {
     "sentiment": ("sentiment", "accuracy"),
     "tabular": ("tabular", "accuracy"),
     "images": ("images", "accuracy"),
+    "multimodal": ("multimodal", "verdict_accuracy"),
     "similarity": ("similarity", "recall_at_1"),
     "similarity, classes never seen": ("similarity --held-out-classes 8,9", "held_out_recall_at_1"),
     "autoencoder": ("autoencoder", "mse"),

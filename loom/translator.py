@@ -92,7 +92,7 @@ class Translator:
         padded = [each.padded(rows, len(each.values)) for each in (inputs, previous_tokens(outputs))]
         scores = self._network.attention_scores(*map(tf.constant, padded))
         return (
-            np.array(scores[0]),
+            scores.numpy()[0].astype(np.float32),
             self._source.pieces(inputs.values.tolist()),
             self._target.pieces(outputs.values.tolist()),
         )

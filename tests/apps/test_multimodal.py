@@ -20,7 +20,7 @@ from loom.run import Run, fit
 from loom.train import prepare
 
 ROWS = 40
-SMALL = {"epochs": 1, "filters": 4, "units": 8, "depth": 2, "image_units": 4, "text_units": 4, "batch_size": 16}
+SMALL = {"epochs": 1, "filters": 4, "units": 8, "depth": 2, "image_units": 8, "text_units": 4, "batch_size": 16}
 
 
 def write(folder: Path, **changes: object) -> Config:
@@ -114,7 +114,7 @@ def test_the_figure_has_a_box_for_every_layer_and_names_what_is_shared(trained) 
     (axis,) = model_graph(trained[0].model).axes
     texts = [text.get_text() for text in axis.texts]
     assert {layer.name for layer in trained[0].model.layers} <= set(texts)
-    assert "Functional 4, called 2 times" in texts
+    assert f"Functional {SMALL['image_units']}, called 2 times" in texts
     nodes = [node for row in trained[0].model._nodes_by_depth.values() for node in row]
     arrows = {(parent.operation, node.operation) for node in nodes for parent in node.parent_nodes}
     assert sum(text == "" for text in texts) == len(arrows)
