@@ -220,7 +220,11 @@ def _vector(numbers: keras.KerasTensor, column: Field, config: Config) -> keras.
         # Kim, 2014, "Convolutional neural networks for sentence classification". The order of neighbouring words counts
         # from the first step on; a recurrent layer has to learn to keep it.
         groups = keras.layers.Conv1D(
-            WIDENING * config.text_units, WORDS_IN_GROUP, padding="same", activation="relu", name=f"{column.name}_groups"
+            WIDENING * config.text_units,
+            WORDS_IN_GROUP,
+            padding="same",
+            activation="relu",
+            name=f"{column.name}_groups",
         )(embedding)
         return keras.layers.GlobalMaxPooling1D(name=f"{column.name}_vector")(groups)
     if config.text == "bag":
