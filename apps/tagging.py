@@ -109,7 +109,7 @@ class Config(TrainingConfig):
 def load(config: Config) -> Data:
     """Sentences and their tags, and the vocabulary of the training sentences."""
     reading = Reading(config.task, config.word_column, config.tag_column, config.max_words)
-    examples = _sample(config) if config.data == "sample" else tagged.read_tagged(config, reading)
+    examples, notes = (_sample(config), []) if config.data == "sample" else tagged.read_tagged(config, reading)
     parts = split_examples(examples, config, lambda part: None)
     sentences = parts["train"][SENTENCE].tolist()
     vocabulary = tagged.vocabulary(sentences, config.vocabulary_size, config.min_count)
@@ -118,11 +118,11 @@ def load(config: Config) -> Data:
     if len(trained) < 2:
         raise UserError(f"--data {config.data}: all words have the tag {min(trained)!r}; --tag-column picks the column")
     others = {tag for rows in tags.values() for row in rows for tag in row} - trained
-    notes = (f"no training sentence has the tags {', '.join(sorted(others))}",) if others else ()
+    notes += [f"no training sentence has the tags {', '.join(sorted(others))}"] if others else []
     classes = (*sorted(trained), *sorted(others))
     spec = Spec((Field(SENTENCE, "text", vocabulary),), (Field(TAGS, "classes", classes),))
     train, validation, test = (Split(part, {}, {TAGS: _indices(tags[name], classes)}) for name, part in parts.items())
-    return Data(train, validation, test, spec, examples.source, examples.bad, notes)
+    return Data(train, validation, test, spec, examples.source, examples.bad, tuple(notes))
 
 
 def _sample(config: Config) -> Examples:

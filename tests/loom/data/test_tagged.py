@@ -106,13 +106,15 @@ def test_bad_lines_of_conllu_are_named(line: str, why: str, tmp_path: Path) -> N
     assert read(tmp_path, f"{CONLLU}\n{line}\n").bad == [("a.conllu:11", why)]
 
 
-def test_a_folder_has_parts_by_the_names_of_its_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", ["", "en-ud-train.conllu"])
+def test_parts_are_files_in_a_folder_and_beside_the_training_file(data: str, tmp_path: Path) -> None:
     for name in ("en-ud-train.conllu", "en-ud-dev.conllu", "en-ud-test.conllu", "readme.txt"):
         (tmp_path / name).write_text(CONLLU)
-    examples = tagged.read_tagged(Config(data=str(tmp_path)), reading())
+    examples, notes = tagged.read_tagged(Config(data=str(tmp_path / data)), reading())
     assert examples.test is not None
     assert examples.validation is not None
     assert [len(part) for part in (examples.train, examples.test, examples.validation)] == [2, 2, 2]
+    assert "validation is en-ud-dev.conllu" in notes[0]
 
 
 @pytest.mark.parametrize(
