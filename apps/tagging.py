@@ -317,7 +317,8 @@ def report(run: Run) -> None:
     wrong = [sum(word.predicted != word.true for word in row) for row in rows]
     shown = [rows[place] for place in np.argsort([-min(count, 1) for count in wrong], kind="stable")[:DRAWN]]
     title = "Sentences of the test part with errors first: words by their tags, errors underlined"
-    run.figure("sentences", draw_tagged(shown, classes, title))
+    run.figure("sentences", draw_tagged(shown, classes, title, "sentences"))
+    run.table("sentences", [[word._asdict() for word in row] for row in shown])
 
 
 APP = App(

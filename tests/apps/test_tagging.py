@@ -80,7 +80,7 @@ def test_a_saved_model_tags_raw_text_in_a_fresh_process(run: TrainedRun) -> None
 
 def test_the_report_shows_sentences_and_confusions(run: TrainedRun) -> None:
     names = {Path(file.path).name for file in client(run.folder).list_artifacts(run.run_id, "report")}
-    assert {"sentences.png", "confusion_matrix.png"} <= names
+    assert {"sentences.png", "sentences.json", "confusion_matrix.png"} <= names
 
 
 def test_words_and_tags_stand_beside_each_other(data: Data) -> None:
