@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -164,7 +165,7 @@ def _token(line: str, reading: Reading) -> tuple[str, str]:
 def _field(fields: Sequence[str], column: int) -> str:
     if column > len(fields):
         raise ValueError(f"the line has {len(fields)} columns, column {column} is asked for")
-    value = fields[column - 1].strip()
+    value = composed(fields[column - 1].strip())
     if not value:
         raise ValueError(f"column {column} is empty")
     return value
@@ -200,6 +201,11 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
+def composed(text: str) -> str:
+    """A text in Unicode's composed form (NFC), in which letters with marks are written in one way only."""
+    return unicodedata.normalize("NFC", text)
+
+
 def words_of(sentence: str) -> list[str]:
     """Words of a sentence that is taken apart already."""
     return sentence.rstrip("\t").split("\t")
@@ -218,15 +224,24 @@ def vocabulary(sentences: Iterable[str], size: int, min_count: int) -> tuple[str
     return (PADDING, UNKNOWN, *frequent[: size - 2])
 
 
-def scores(truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], known: Sequence[np.ndarray]) -> Metrics:
-    """Share of right tags, that among known and among unknown words, and of BIO tags the scores of entities."""
+def scores(
+    truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], known: Sequence[np.ndarray], is_bio: bool
+) -> Metrics:
+    """Share of right tags, that among known and among unknown words, and of BIO tags the scores of entities.
+
+    Args:
+        truth: Tags of each sentence.
+        predicted: As many tags.
+        known: Whether each word is one of the vocabulary, for each sentence.
+        is_bio: Whether tags are of entities; a part of the data may hold none.
+    """
     right = [np.array([a == b for a, b in zip(*row, strict=True)]) for row in zip(truth, predicted, strict=True)]
     found = {"accuracy": float(np.concatenate(right).mean())}
     is_known = np.concatenate(known)
     for name, words in (("known", is_known), ("unknown", ~is_known)):
         if words.any():
             found[f"accuracy_{name}"] = float(np.concatenate(right)[words].mean())
-    return found | (entity_scores(truth, predicted) if is_bio(tag for tags in truth for tag in tags) else {})
+    return found | (entity_scores(truth, predicted) if is_bio else {})
 
 
 def names(tags: Ragged, classes: Sequence[str]) -> list[list[str]]:

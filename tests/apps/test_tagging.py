@@ -144,6 +144,8 @@ def test_names_are_entities_in_answers_and_scores() -> None:
     assert [word for word, _ in answers[0]["tags"]] == words
     found = tagged.entities([tag for _, tag in answers[0]["tags"]])
     assert answers[0]["entities"] == [[" ".join(words[start:end]), kind] for kind, start, end in found]
+    accents = trained.predict(pd.DataFrame({SENTENCE: ["Cafe\u0301s"]}))  # a letter and a mark, as some keyboards write
+    assert [word for word, _ in accents[0]["tags"]] == ["Caf\u00e9s"]
     test = encoded(APP, config, data.map_splits(lambda split: split.take(np.arange(20)))).test
     best = test.targets[TAGS].padded(np.arange(20), int(test.lengths.max()))
     scores = tagging.evaluate(config, data)(test, {"best": best})
@@ -172,6 +174,7 @@ def test_one_tag_is_nothing_to_learn(tmp_path: Path) -> None:
         ({"data": "tfds:conll2003"}, "--data tfds:conll2003: name a file"),
         ({"data": "missing.conllu"}, "--data missing.conllu: no such file"),
         ({"units": 0}, "--units 0"),
+        ({"letter_units": 7}, "--letter-units 7: must be even"),
         ({"encoder": "transformer", "bidirectional": False}, "--bidirectional False: needs a recurrent"),
         ({"dropout": 1.0}, "--dropout 1.0"),
     ],
