@@ -12,6 +12,7 @@ from layers.gallery import Gallery
 from layers.images import DecodeImages, RandomElastic, StepSeeds
 from layers.latent import GaussianDivergence, GaussianSample, SeededNormal
 from layers.losses import PerceptronLoss, SmoothedCrossentropy, TripletLoss
+from layers.metrics import StepAccuracy
 from layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, sinusoids
 from layers.recurrent import GRU, LSTM, EchoState, Elman
@@ -74,6 +75,7 @@ __all__ = [
     "SmoothedCrossentropy",
     "SplitWords",
     "Stacked",
+    "StepAccuracy",
     "StepSeeds",
     "TokenEmbedding",
     "TransformerDecoderBlock",

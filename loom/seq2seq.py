@@ -207,7 +207,7 @@ def loss(config: Seq2SeqConfig, spec: Spec) -> dict[str, Any]:
 
 def metrics(config: Seq2SeqConfig, spec: Spec) -> dict[str, Any]:
     """Share of the tokens that are said right, after those before them."""
-    return {TARGET: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
+    return {TARGET: [layers.StepAccuracy()]}
 
 
 def make_network(config: Seq2SeqConfig, spec: Spec, layer: MakeLayer) -> Transformer | Recurrent:
