@@ -228,6 +228,14 @@ def test_each_augmentation_changes_images_the_same_way_in_the_same_step(kind: st
     np.testing.assert_array_equal(first, again)
 
 
+def test_contrast_falls_and_rises() -> None:
+    source = batches(contrast=0.8)
+    plain = np.concatenate([inputs["image"] for inputs, _ in source])
+    changes = seen(source).std(axis=(1, 2)).mean(axis=-1) / plain.std(axis=(1, 2)).mean(axis=-1)
+    assert changes.min() < 0.7
+    assert changes.max() > 1.1
+
+
 def test_small_images_that_are_moved_again_and_again_stay_sharp() -> None:
     """Each layer interpolates: without care, the contrast of thin lines is 0.58."""
     pixels = np.zeros((64, 28, 28, 1), np.uint8)
