@@ -122,7 +122,7 @@ def require_values(examples: Examples, config: TrainingConfig, columns: Sequence
 def split_examples(
     examples: Examples, config: TrainingConfig, stratify: Callable[[pd.DataFrame], np.ndarray | None]
 ) -> dict[str, pd.DataFrame]:
-    """Train, validation and test part, picked by the config's seed for splits.
+    """Train, validation and test part, picked by the config's seed for splits, none of them sorted by class.
 
     Args:
         examples: What was read.
@@ -142,6 +142,8 @@ def split_examples(
     if config.train_fraction < 1:
         _, train = _split(train, config.train_fraction, seed, stratify(train), "--train-fraction")
     parts = {"train": train, "validation": validation, "test": test}
+    if examples.by_class:  # a part that is the source's own still is sorted: its first rows are of one class
+        parts = {name: part.sample(frac=1, random_state=seed) for name, part in parts.items()}
     return {name: part.reset_index(drop=True) for name, part in parts.items()}
 
 
