@@ -1,8 +1,8 @@
 """Accuracy of `tagging` on a treebank, softmax and CRF, over several seeds, beside what needs no network.
 
-    python benchmarks/tagging.py --data FOLDER_OF_CONLLU_FILES [--task upos] [--seeds 3] [--quick] [--json FILE]
+    python benchmarks/tagging.py --data FOLDER_OR_TRAINING_FILE [--task upos] [--seeds 3] [--quick] [--json FILE]
 
-The folder holds NAME-train.conllu, NAME-dev.conllu and NAME-test.conllu: seeds differ in initial weights, dropout and
+There are NAME-train.conllu, NAME-dev.conllu and NAME-test.conllu: seeds differ in initial weights, dropout and
 the order of the sentences, not in the parts. Nothing is recorded in MLflow. `--quick` tags the built-in sentences.
 """
 
@@ -97,14 +97,14 @@ def _write(path: Path, rows: list[dict[str, Any]], baselines: dict[str, Any], co
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with CoNLL-U files")
+    parser.add_argument("--data", type=Path, help="folder of CoNLL-U files, or that for training")
     parser.add_argument("--task", default="upos", choices=["upos", "xpos", "ner"])
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"runs of each setting (default: {SEEDS})")
     parser.add_argument("--quick", action="store_true", help="one small run of each on the built-in sentences")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     options = parser.parse_args()
     if not options.quick and options.data is None:
-        parser.error("--data names a folder with CoNLL-U files; or give --quick")
+        parser.error("--data names the data, see --help; or give --quick")
     return options
 
 

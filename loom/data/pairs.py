@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loom.config import TrainingConfig
+from loom.data.parts import read_parts
 from loom.data.sources import TFDS, Examples, read_tfds, split_examples
 from loom.data.tables import Bad, Table, check_bad, read_fields, read_table
 from loom.errors import UserError
@@ -20,8 +21,7 @@ LINES = (".tsv", ".tab", ".txt")
 """Suffixes of files that hold a pair in each line and no header."""
 MOST_CHARACTERS = 2000
 """Longer texts are no sentences, but files that are broken."""
-OTHER_PARTS = {"test": ("test",), "validation": ("validation", "valid", "val", "dev")}
-"""What the files of other parts are called where the training part is called `train`."""
+SUFFIXES = frozenset({*LINES, ".csv"})
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class PairsConfig(TrainingConfig):
 def read_pairs(config: PairsConfig, sample: Callable[[], pd.DataFrame]) -> tuple[Examples, list[str]]:
     """Pairs of texts from what `--data` names, in columns `source` and `target`, and notes on how they were read.
 
-    A file without a header line holds a pair in each line, with a tab between. Where the name of a file has `train` in
-    it, the files beside it that have `test` and `val` (or `valid`, `validation`, `dev`) there are the other parts.
+    A file without a header line holds a pair in each line, with a tab between. Parts may be files of their own, see
+    `loom.data.parts.read_parts`.
 
     Raises:
         UserError: The source is missing or unreadable, or more of it is than `--max-bad` allows.
@@ -82,40 +82,17 @@ def _concatenated(*frames: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_files(config: PairsConfig, notes: list[str]) -> Examples:
-    path = Path(config.data)
-    if path.is_dir():
-        raise UserError(f"--data {config.data}: is a folder; name the file with the training pairs in it")
-    if not path.exists():
-        raise UserError(f"--data {config.data}: no such file (built-in data: --data sample; TFDS: --data tfds:NAME)")
-    files = {"train": path, **other_parts(path)}
-    tables = {part: _read_file(file, config) for part, file in files.items()}
-    for file, table in zip(files.values(), tables.values(), strict=True):
-        check_bad(table.bad, table.total, config.max_bad, f"rows of {file.name}")
-    if len(files) > 1:
-        notes.append(f"{', '.join(f'{part} pairs are those of {file.name}' for part, file in files.items())}")
-    order = [tables[part] for part in ("train", "test", "validation") if part in tables]
-    bad = tuple(entry for table in order for entry in table.bad)
-    frames = {part: table.frame for part, table in tables.items()}
-    test, validation = frames.get("test"), frames.get("validation")
-    examples = Examples(frames["train"], test, str(path.resolve()), bad, tuple(order), validation)
+    columns = [name for name in (config.source_column, config.target_column) if name]
+
+    def read(path: Path) -> Table:
+        lines = path.suffix.lower() in LINES and not config.source_column
+        table = read_fields(path, columns or [SOURCE, TARGET]) if lines else read_table(path, columns, frozenset({""}))
+        columns.extend(list(table.frame)[len(columns) : 2])  # which further files have to have
+        return table
+
+    examples, parts = read_parts(config, SUFFIXES, read, "rows")
+    notes += parts
     return _two_columns(examples, config, notes)
-
-
-def other_parts(path: Path) -> dict[str, Path]:
-    """Files beside that of the training part that hold the others, by the names of the parts."""
-    head, train, tail = path.name.rpartition("train")
-    found: dict[str, Path] = {}
-    for part, names in OTHER_PARTS.items() if train else ():
-        existing = [file for name in names if (file := path.with_name(head + name + tail)).is_file()]
-        found |= {part: existing[0]} if existing else {}
-    return found
-
-
-def _read_file(path: Path, config: PairsConfig) -> Table:
-    if path.suffix.lower() in LINES and not config.source_column:
-        return read_fields(path, [SOURCE, TARGET])
-    required = [name for name in (config.source_column, config.target_column) if name]
-    return read_table(path, required, missing=frozenset({""}))
 
 
 def _two_columns(examples: Examples, config: PairsConfig, notes: list[str]) -> Examples:
@@ -143,8 +120,9 @@ def _usable(examples: Examples, config: TrainingConfig) -> Examples:
     whole = examples.whole
     whys = [_why_bad(pair) for pair in zip(whole[SOURCE], whole[TARGET], strict=True)]
     bad = [Bad(examples.where(row), why) for row, why in enumerate(whys) if why]
-    check_bad(bad, len(whole), config.max_bad, f"rows of {config.data}")
-    return replace(examples.take(whole[[not why for why in whys]]), bad=(*examples.bad, *bad))
+    every = (*examples.bad, *bad)
+    check_bad(every, len(whole) + len(examples.bad), config.max_bad, f"rows of {config.data}")
+    return replace(examples.take(whole[[not why for why in whys]]), bad=every)
 
 
 def _why_bad(pair: tuple[str | None, str | None]) -> str:
