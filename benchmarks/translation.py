@@ -87,12 +87,16 @@ def main() -> None:
         if options.only not in name:
             continue
         found, translations = _case(name, flags, rows, options)
+        if options.json:  # where another case may have been written to in the meantime
+            rows, outputs = _earlier(options.json)
         rows[name] = {"case": name, "flags": flags, "seed": options.seed, "date": time.strftime("%Y-%m-%d")} | found
         outputs[name] = translations
         print(line(rows[name]), flush=True)
-    differences = _differences(outputs)
-    if options.json:
-        _write(options.json, [rows[name] for name in CASES if name in rows], differences, outputs)
+        if options.json:
+            _write(options.json, [rows[name] for name in CASES if name in rows], outputs)
+    print("\n| | difference of BLEU | 95 % interval |\n|---|---|---|")
+    for row in _differences(outputs):
+        print(difference_line(row))
 
 
 def line(row: dict[str, Any]) -> str:
@@ -115,10 +119,10 @@ def _earlier(file: Path | None) -> tuple[dict[str, Any], dict[str, Any]]:
     return rows, json.loads(beside.read_text("utf-8")) if beside.exists() else {}
 
 
-def _write(file: Path, rows: list[Any], differences: list[Any], outputs: dict[str, Any]) -> None:
+def _write(file: Path, rows: list[Any], outputs: dict[str, Any]) -> None:
     versions = {package: version(package) for package in ("keras", "tensorflow", "sacrebleu", "sentencepiece")}
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores"
-    result = {"rows": rows, "differences": differences, "versions": versions, "machine": machine}
+    result = {"rows": rows, "differences": _differences(outputs), "versions": versions, "machine": machine}
     file.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     file.with_suffix(".outputs.json").write_text(json.dumps(outputs, ensure_ascii=False), encoding="utf-8")
 
@@ -161,8 +165,6 @@ def _differences(outputs: dict[str, Any]) -> list[dict[str, Any]]:
     pairs = [((first, "beam"), (second, "beam")) for first, second in PAIRS]
     pairs += [((name, "beam"), (name, "greedy")) for name in CASES]
     chosen = [pair for pair in pairs if all(outputs.get(name, [{}])[0].get(how) is not None for name, how in pair)]
-    if chosen:
-        print("\n| | difference of BLEU | 95 % interval |\n|---|---|---|")
     rows = []
     for first, second in chosen:
         statistics = [_statistics(outputs[name], how) for name, how in (first, second)]
@@ -175,7 +177,6 @@ def _differences(outputs: dict[str, Any]) -> list[dict[str, Any]]:
         low, high = np.percentile(each[1:], [2.5, 97.5])
         name = f"{' '.join(first)} - {' '.join(second)}"
         rows.append({"case": name, "difference": each[0], "low": float(low), "high": float(high)})
-        print(difference_line(rows[-1]), flush=True)
     return rows
 
 
