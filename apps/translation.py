@@ -81,7 +81,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
 
 
 def test(run: Run, measured: Metrics) -> Metrics:
-    """BLEU and chrF of the test part's translations, by the decoding of the settings and by greedy decoding."""
+    """BLEU and chrF of the test part's translations, by beam search and by greedy decoding."""
     translator, frame = Translator.of(run.trained), run.data.test.raw
     sources, references = list(frame[SOURCE]), list(frame[TARGET])
     written = {how: [answer.text for answer in translator.write(sources, how)] for how in ("beam", "greedy")}
