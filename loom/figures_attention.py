@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loom.data.pairs import SOURCE
-from loom.fonts import font_for
+from loom.fonts import NO_FONT, font_for
 from loom.report import new_figure
 from loom.translator import Translator
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 WIDEST = 16
 """Tokens that the source of a map has at most, where there are such."""
-NO_FONT = "no installed font has these characters:\ntokens are numbered, and {table}.json has them"
 
 
 def draw_attention(run: Run, count: int) -> None:

@@ -7,6 +7,7 @@ from functools import cache
 
 FALLBACKS = ("Last Resort",)
 """Fonts that have a box for every character."""
+NO_FONT = "no installed font has these characters:\ntokens are numbered, and {table}.json has them"
 
 
 def font_for(texts: Iterable[str], preferred: str = "DejaVu Sans") -> str | None:
