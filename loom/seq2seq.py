@@ -96,7 +96,7 @@ class DecoderConfig(PairsConfig):
         self.require("top_k", self.top_k >= 0, "must not be negative")
         self.require("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1")
         if self.model == "transformer":
-            self.require("attention", self.attention == "multiplicative", "chooses that of --model lstm and gru")
+            self.require("attention", self.attention == type(self).attention, "chooses that of --model lstm and gru")
             self.require("units", self.units % self.heads == 0, f"must be a multiple of --heads {self.heads}")
 
 
