@@ -67,6 +67,9 @@ class App:
     (`val_NAME`, an objective too), and as those of the test part. `test` gives more metrics of the test part, from
     a trained run and what was measured so far.
 
+    `watch` makes what `loom watch` reads an endless text with: a function that takes the next piece of it, of any
+    length, and returns the answers that can be given by then.
+
     `no_export` says why a model cannot be written in other formats, if it cannot.
     """
 
@@ -92,6 +95,7 @@ class App:
     train_batches: Callable[[Run], Batches] | None = None
     evaluate: Callable[[Any, Data], Evaluate] | None = None
     test: Callable[[Run, Metrics], Metrics] | None = None
+    watch: Callable[[Trained], Callable[[str], Sequence[Answer]]] | None = None
     no_export: str = ""
     outputs: Sequence[str] = ()
 

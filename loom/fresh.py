@@ -39,15 +39,28 @@ class FreshProcess:
 
     def ask(self, model: Path, rows: list[dict[str, Any]]) -> None:
         """Let a saved model answer raw examples, in the background."""
+        self._send({"model": str(model), "rows": rows})
+
+    def read(self, model: Path, piece: str) -> list[Answer]:
+        """Let a saved model read the next piece of an endless text; returns what it has to say then.
+
+        Raises:
+            UserError: The model reads no such texts.
+            RuntimeError: As for `answers`.
+        """
+        self._send({"model": str(model), "piece": piece})
+        return self.answers(model)
+
+    def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"model": str(model), "rows": rows}) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it died while starting: `answers` says why
 
     def answers(self, model: Path) -> list[Answer]:
-        """Answers to the examples of the last `ask`.
+        """Answers to what was asked last.
 
         Raises:
             UserError: The model refused the examples.

@@ -1,8 +1,8 @@
 """Loads saved models and answers raw examples, knowing nothing of this project but what the model carries.
 
 Run as a file, never imported: `python -P scorer.py` reads one JSON request a line from standard input,
-`{"model": folder, "rows": [{column: value}, ...]}`, and writes one JSON line for each:
-`{"answers": [...], "code": path of the code used}` or `{"error": ...}`.
+`{"model": folder, "rows": [{column: value}, ...]}` or `{"model": folder, "piece": the next part of an endless text}`,
+and writes one JSON line for each: `{"answers": [...], "code": path of the code used}` or `{"error": ...}`.
 """
 
 import functools
@@ -33,16 +33,25 @@ def load(folder: str) -> Any:
     return mlflow.pyfunc.load_model(folder)
 
 
-def answer(folder: str, rows: list[dict[str, object]]) -> dict[str, object]:
-    """Predict with a saved model."""
-    answers = load(folder).predict(pd.DataFrame(rows))
-    return {"answers": answers.to_dict("records"), "code": sys.modules["loom"].__file__}
+@functools.lru_cache(maxsize=1)
+def watch(folder: str) -> Any:
+    """What reads an endless text with a saved model."""
+    return load(folder).unwrap_python_model().watch()
+
+
+def answer(request: dict[str, Any]) -> dict[str, object]:
+    """Ask a saved model."""
+    if "piece" in request:
+        answers = watch(request["model"])(request["piece"])
+    else:
+        answers = load(request["model"]).predict(pd.DataFrame(request["rows"])).to_dict("records")
+    return {"answers": answers, "code": sys.modules["loom"].__file__}
 
 
 for line in sys.stdin:
     request = json.loads(line)
     try:
-        reply = answer(request["model"], request["rows"])
+        reply = answer(request)
     except Exception as error:
         reply = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
     print(
