@@ -70,6 +70,9 @@ class App:
     `stream` gives the answers of `predict` as they grow, the whole ones last: the first value of an answer is a text to
     whose end something is added each time. What is asked for one example in the terminal is shown so.
 
+    `watch` makes what `loom watch` reads an endless text with: a function that takes the next piece of it, of any
+    length, and returns the answers that can be given by then.
+
     `no_export` says why a model cannot be written in other formats, if it cannot.
     """
 
@@ -96,6 +99,7 @@ class App:
     evaluate: Callable[[Any, Data], Evaluate] | None = None
     test: Callable[[Run, Metrics], Metrics] | None = None
     stream: Callable[[Trained, pd.DataFrame], Iterator[Sequence[Answer]]] | None = None
+    watch: Callable[[Trained], Callable[[str], Sequence[Answer]]] | None = None
     no_export: str = ""
     outputs: Sequence[str] = ()
 

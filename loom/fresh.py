@@ -40,15 +40,28 @@ class FreshProcess:
 
     def ask(self, model: Path, rows: list[dict[str, Any]], stream: bool = False) -> None:
         """Let a saved model answer raw examples, in the background; one example may have its answer streamed."""
+        self._send({"model": str(model), "rows": rows, "stream": stream})
+
+    def read(self, model: Path, piece: str) -> list[Answer]:
+        """Let a saved model read the next piece of an endless text; returns what it has to say then.
+
+        Raises:
+            UserError: The model reads no such texts.
+            RuntimeError: As for `answers`.
+        """
+        self._send({"model": str(model), "piece": piece})
+        return self.answers(model)
+
+    def _send(self, request: dict[str, Any]) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"model": str(model), "rows": rows, "stream": stream}) + "\n")
+            self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it died while starting: `answers` says why
 
     def answers(self, model: Path, show: Callable[[Answer], None] = lambda answer: None) -> list[Answer]:
-        """Answers to the examples of the last `ask`; while one is streamed, `show` is told what there is of it.
+        """Answers to what was asked last; while one is streamed, `show` is told what there is of it.
 
         Raises:
             UserError: The model refused the examples.

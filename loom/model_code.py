@@ -1,6 +1,6 @@
 """The MLflow model of every application. MLflow copies this file into the model and runs it there: no pickle."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ class ApplicationModel(PythonModel):
     ) -> Iterator[dict[str, Any]]:
         """The answer to one example as it grows; only models that MLflow lists as streamable have one."""
         return self.trained.stream(model_input)
+
+    def watch(self) -> Callable[[str], Sequence[dict[str, Any]]]:
+        """What takes an endless text, piece by piece, and returns answers; see `App.watch`."""
+        return self.trained.watch()
 
 
 mlflow.models.set_model(ApplicationModel())

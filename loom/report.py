@@ -241,6 +241,7 @@ def show(console: Console, run: Run, baselines: Mapping[str, Metrics], tracker: 
     run_id = tracker.run_id
     for command, meaning in (
         (f"loom predict {run_id} {_example(run)}", "answers for raw input"),
+        *([(f"tail -f FILE | loom watch {run_id}", "detections in an endless text")] if run.app.watch else []),
         (f"loom serve {run_id}", "an HTTP server"),
         ("loom ui", "runs, charts and figures in the browser"),
     ):
