@@ -42,12 +42,12 @@ def main() -> None:
     for seed in range(1 if options.quick else options.seeds):
         for name, settings in SETTINGS.items():
             rows.append({"case": name, "seed": seed, **train(replace(base, seed=seed, **settings), data)})
-            print(_line(name, seed, rows[-1]), flush=True)
+            print(line(name, seed, rows[-1]), flush=True)
     baselines = APP.baselines(base, data)
     for name, metrics in baselines.items():
-        print(_line(name, "", metrics))
-    for name, summary in _summary(rows).items():
-        print(_line(f"{name}, mean", len({row["seed"] for row in rows}), summary))
+        print(line(name, "", metrics))
+    for name, means in summary(rows).items():
+        print(line(f"{name}, mean", len({row["seed"] for row in rows}), means))
     if options.json:
         _write(options.json, rows, baselines, base)
 
@@ -66,7 +66,8 @@ def train(config: Config, data: Data) -> dict[str, float]:
         return {**measure(run), "seconds": time.perf_counter() - start}
 
 
-def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over the seeds, and the standard deviation of the accuracy."""
     numbers = [name for name in rows[0] if name not in ("case", "seed")]
     cases = {row["case"]: [other for other in rows if other["case"] == row["case"]] for row in rows}
     return {
@@ -76,7 +77,8 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _line(case: str, seed: int | str, row: dict[str, Any]) -> str:
+def line(case: str, seed: int | str, row: dict[str, Any]) -> str:
+    """A row of the table."""
     accuracies = [f"{row[name]:.4f}" for name in ("accuracy", "accuracy_known", "accuracy_unknown")]
     seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
     return f"| {case} | {seed} | {' | '.join(accuracies)} | {seconds} |"
@@ -86,7 +88,7 @@ def _write(path: Path, rows: list[dict[str, Any]], baselines: dict[str, Any], co
     result = {
         "task": config.task,
         "rows": rows,
-        "summary": _summary(rows),
+        "summary": summary(rows),
         "baselines": baselines,
         "versions": {name: version(name) for name in ("keras", "tensorflow", "scikit-learn")},
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",

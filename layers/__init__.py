@@ -27,7 +27,7 @@ from layers.text import (
 )
 from layers.tokens import RepeatedContext, ScheduledSampling, TokenEmbedding
 from layers.transformer import TransformerDecoderBlock, TransformerEncoderBlock
-from layers.words import AffixRows, LetterIds, MaxOverLetters, NormalizeWords, SplitWords, WordShapes
+from layers.words import AffixRows, KnownLetters, LetterIds, MaxOverLetters, NormalizeWords, SplitWords, WordShapes
 
 __all__ = [
     "CRF",
@@ -52,6 +52,7 @@ __all__ = [
     "Gallery",
     "GaussianDivergence",
     "GaussianSample",
+    "KnownLetters",
     "LSTMCell",
     "LayerNorm",
     "LearnedPositions",

@@ -5,6 +5,7 @@ Those that take strings need the TensorFlow backend.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -141,6 +142,48 @@ class LetterIds(keras.layers.Layer):
     def get_config(self) -> dict[str, Any]:
         """Constructor arguments."""
         return {**super().get_config(), "length": self.length}
+
+
+@_registered
+class KnownLetters(keras.layers.Layer):
+    """The letters of texts, by their place among those that are known; capitals count as small letters.
+
+    Args:
+        letters: The known ones, single code points.
+
+    Call arguments:
+        text: Strings `(batch, 1)`.
+
+    Output shape: Integers `(batch, letters)`: from 2 up for the known letters, 1 for others, zeros after a text's last
+    letter; one at least.
+
+    Raises:
+        ValueError: No letters, or some that are not one code point each.
+    """
+
+    def __init__(self, letters: Sequence[str], **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if not letters or any(len(letter) != 1 for letter in letters):
+            raise ValueError(f"letters must be single code points, not {letters!r}")
+        self.letters = list(letters)
+
+    def call(self, text: Tensor) -> Tensor:
+        """Compare every letter with the known ones."""
+        import tensorflow as tf
+
+        points = tf.strings.unicode_decode(tf.strings.lower(text[:, 0], encoding="utf-8"), "UTF-8")
+        known = tf.equal(points.values[:, None], [[ord(letter) for letter in self.letters]])
+        numbers = tf.where(tf.reduce_any(known, axis=1), 2 + tf.argmax(known, axis=1, output_type=tf.int32), 1)
+        padded = points.with_values(numbers).to_tensor()
+        return tf.pad(padded, [[0, 0], [0, tf.maximum(1 - tf.shape(padded)[1], 0)]])
+
+    def compute_output_spec(self, text: keras.KerasTensor) -> keras.KerasTensor:
+        """One number for each letter."""
+        return keras.KerasTensor((text.shape[0], None), "int32")
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "letters": self.letters}
 
 
 @_registered

@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import gc
 import io
+import os
 import re
 import sys
 import time
@@ -31,6 +32,7 @@ USAGE = """usage: loom COMMAND ...
   loom compare APP --vary F=A,B ...    train variants with several seeds, side by side
   loom predict RUN_ID INPUT ...        answers of a trained model for raw input
   loom chat RUN_ID                     talks in the terminal with a model that takes texts
+  loom watch RUN_ID                    what a model detects in an endless text on standard input, as it comes
   loom serve RUN_ID [--port N]         the model as an HTTP server on this machine
   loom export RUN_ID --format F        files for other programs: keras, savedmodel, onnx, litert
   loom ui [--port N]                   the MLflow UI: runs, charts, figures, comparisons
@@ -69,6 +71,7 @@ def run(arguments: list[str]) -> int:
         print("loom:", str(error) or "stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left to be said has no reader
         return 141
 
 
@@ -307,6 +310,16 @@ def _chat(arguments: list[str]) -> int:
     return commands.chat(parser.parse_args(arguments).run_id)
 
 
+def _watch(arguments: list[str]) -> int:
+    parser = _Parser(
+        "loom watch", "Reads standard input as it comes, a text without end; prints a line at each detection."
+    )
+    parser.add_argument("run_id", metavar="RUN_ID")
+    parser.add_argument("--json", action="store_true", help="print the answers as JSON, one line each")
+    options = parser.parse_args(arguments)
+    return commands.watch(options.run_id, options.json)
+
+
 def _serve(arguments: list[str]) -> int:
     parser = _Parser("loom serve", "MLflow's scoring server with the model of a run: POST raw input to /invocations.")
     parser.add_argument("run_id", metavar="RUN_ID")
@@ -345,6 +358,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "compare": _compare,
     "predict": _predict,
     "chat": _chat,
+    "watch": _watch,
     "serve": _serve,
     "export": _export,
     "ui": _ui,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 import os
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from loom.data.spec import Spec
 
 FORMATS = ("keras", "savedmodel", "onnx", "litert")
+PIECE = 2**16
+"""Bytes of standard input that are read at a time, if so many have arrived."""
 
 
 def train(file: AppFile, config: TrainingConfig, resume: str, as_json: bool, start: float) -> int:
@@ -108,17 +111,17 @@ def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
     model = local_model(Store(), run_id)
     spec = Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
     rows = [row for text in inputs for row in _read_rows(text, spec)]
-    process = FreshProcess()
+    process, growing = FreshProcess(), _Growing()
     try:
-        process.ask(model, [with_files(row, spec) for row in rows])
-        answers = process.answers(model)
+        process.ask(model, [with_files(row, spec) for row in rows], stream=len(rows) == 1 and not as_json)
+        answers = process.answers(model, growing.show)
     finally:
         process.close()
     for number, (row, answer) in enumerate(zip(rows, answers, strict=True), start=1):
         if as_json:
             print(json.dumps(answer, ensure_ascii=False))
         else:
-            print(_describe(row, _with_images_in_files(answer, Path("predictions") / run_id, number)))
+            growing.end(_describe(row, _with_images_in_files(answer, Path("predictions") / run_id, number)))
     return 0
 
 
@@ -139,12 +142,34 @@ def chat(run_id: str) -> int:
     process = FreshProcess()
     try:
         for line in _lines_of_a_person():
-            process.ask(model, [{spec.inputs[0].name: line}])
-            (answer,) = process.answers(model)
-            print(next(iter(answer.values())), flush=True)
+            process.ask(model, [{spec.inputs[0].name: line}], stream=True)
+            growing = _Growing()
+            (answer,) = process.answers(model, growing.show)
+            growing.end(str(next(iter(answer.values()))))
     finally:
         process.close()
     return 0
+
+
+class _Growing:
+    """A line on the screen that grows with an answer's text."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def show(self, answer: Answer) -> None:
+        """Print what has been added to the answer's first value."""
+        self._add(str(next(iter(answer.values()))))
+
+    def end(self, text: str) -> None:
+        """Print the rest of the line, and begin a new one."""
+        self._add(text)
+        print(flush=True)
+        self._shown = ""
+
+    def _add(self, text: str) -> None:
+        print(text[len(self._shown) :], end="", flush=True)
+        self._shown = text
 
 
 def _lines_of_a_person() -> Iterator[str]:
@@ -161,6 +186,45 @@ def _lines_of_a_person() -> Iterator[str]:
         except EOFError:
             print()
             return
+
+
+def watch(run_id: str, as_json: bool) -> int:
+    """Read standard input as it comes, until it ends, and print what a model has to say of it at once."""
+    from loom.fresh import FreshProcess
+    from loom.saving import local_model
+    from loom.tracking import Store
+
+    model = local_model(Store(), run_id)
+    process = FreshProcess()
+    try:
+        process.read(model, "")  # the model is loaded, or refuses, before anything is waited for
+        if sys.stdin.isatty():
+            print("type, and Enter sends; Ctrl-D ends", file=sys.stderr)
+        for piece in _pieces_of_text(sys.stdin.fileno()):
+            for answer in process.read(model, piece):
+                print(json.dumps(answer, ensure_ascii=False) if as_json else _as_line(answer))
+            sys.stdout.flush()
+    finally:
+        process.close()
+    return 0
+
+
+def _pieces_of_text(file: int) -> Iterator[str]:
+    """What has arrived of a UTF-8 text, whenever some has; what is not UTF-8 becomes U+FFFD.
+
+    A character whose bytes come one after the other is there with its last one.
+    """
+    decoder = codecs.getincrementaldecoder("utf-8-sig")(errors="replace")
+    ended = False
+    while not ended:
+        try:
+            arrived = os.read(file, PIECE)
+        except OSError as error:
+            raise UserError(f"standard input cannot be read: {error.strerror}; give a text") from None
+        ended = not arrived
+        piece = decoder.decode(arrived, final=ended)
+        if piece:
+            yield piece
 
 
 def serve(run_id: str, host: str, port: int) -> int:
@@ -248,13 +312,18 @@ def _with_images_in_files(answer: Answer, folder: Path, number: int) -> Answer:
 
 
 def _describe(row: dict[str, Any], answer: Answer) -> str:
+    example = " ".join(str(value) for value in row.values() if value is not None)
+    return f"{_as_line(answer)}  | {example if len(example) <= 80 else example[:77] + '...'}"
+
+
+def _as_line(answer: Answer) -> str:
+    """What an answer says first, and the rest with its names."""
     values = [_as_text(value) for value in answer.values()]
     pairs = [
         value if index == 0 else f"{name} {value}"
         for index, (name, value) in enumerate(zip(answer, values, strict=True))
     ]
-    example = " ".join(str(value) for value in row.values() if value is not None)
-    return f"{'  '.join(pairs)}  | {example if len(example) <= 80 else example[:77] + '...'}"
+    return "  ".join(pairs)
 
 
 def _as_text(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from loom.config import TrainingConfig, from_dict, to_dict
 from loom.data.encode import Encoder
 from loom.data.pipeline import Batches, Buckets, Columns
 from loom.data.spec import Spec
+from loom.errors import UserError
 from loom.lazy import keras, layers, load
 from loom.runtime import full_precision
 
@@ -72,6 +73,24 @@ class Trained:
     def predict(self, frame: pd.DataFrame) -> list[Answer]:
         """One answer for each raw example."""
         return list(self.app.predict(self, frame)) if len(frame) else []
+
+    def stream(self, example: Mapping[str, Any]) -> Iterator[Answer]:
+        """The answer to one raw example as it grows, whole at the end; of an application that streams."""
+        assert self.app.stream is not None
+        import pandas as pd
+
+        for (answer,) in self.app.stream(self, pd.DataFrame([example])):
+            yield answer
+
+    def watch(self) -> Callable[[str], Sequence[Answer]]:
+        """What reads an endless text from its beginning; see `App.watch`.
+
+        Raises:
+            UserError: The application has no use for one.
+        """
+        if self.app.watch is None:
+            raise UserError(f"{self.app.name} does not read a text without end: use loom predict")
+        return self.app.watch(self)
 
     def outputs(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """The core model's outputs for raw examples, by name."""

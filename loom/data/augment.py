@@ -40,12 +40,13 @@ def augmentation_layers(config: ImageConfig, shape: tuple[int, int, int]) -> lis
     height, width, _ = shape
     kinds, bounds = keras.layers, (0.0, 1.0)
     flips = {"both": "horizontal_and_vertical"}
+    # Pairs of numbers: a single one is the end of a range from 0, so that contrast would only grow.
     wanted: list[tuple[Any, Callable[[], list[Any]]]] = [
         (config.flip != "none", lambda: [kinds.RandomFlip(flips.get(config.flip, config.flip))]),
         (config.crop, lambda: [kinds.ZeroPadding2D(config.crop), kinds.RandomCrop(height, width)]),
         (True, lambda: _moving_layers(config, min(height, width))),
         (config.brightness, lambda: [kinds.RandomBrightness(config.brightness, bounds)]),
-        (config.contrast, lambda: [kinds.RandomContrast(config.contrast, bounds)]),
+        (config.contrast, lambda: [kinds.RandomContrast([config.contrast] * 2, bounds)]),
         (config.saturation, lambda: [kinds.RandomSaturation(_around_a_half(config.saturation), bounds)]),
         (config.randaugment, lambda: [kinds.RandAugment(bounds, factor=config.randaugment)]),
         (config.noise, lambda: [kinds.GaussianNoise(config.noise)]),
@@ -82,7 +83,7 @@ def _around_a_half(factor: float) -> tuple[float, float]:
 def _mixer(config: ImageConfig) -> Any:
     if config.mixup:
         return keras.layers.MixUp(config.mixup)
-    return keras.layers.CutMix(config.cutmix) if config.cutmix else None
+    return keras.layers.CutMix([config.cutmix] * 2) if config.cutmix else None  # of one number alpha would be drawn
 
 
 class _Augmentation:

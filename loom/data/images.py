@@ -256,7 +256,7 @@ def _parts(
     examples = _only_classes(read_images(config, sample), config)
     parts = split_examples(examples, config, lambda part: stratify(part[LABEL]))
     if config.train_per_class:
-        parts["train"] = _first_of_each_class(parts["train"], config)
+        parts["train"] = _some_of_each_class(parts["train"], config)
     return examples, parts
 
 
@@ -282,11 +282,13 @@ def require_classes(config: ImageConfig, field: str, wanted: Iterable[str], know
         config.require(field, name in known, f"there is no class {name!r} among {listed}")
 
 
-def _first_of_each_class(part: pd.DataFrame, config: ImageConfig) -> pd.DataFrame:
+def _some_of_each_class(part: pd.DataFrame, config: ImageConfig) -> pd.DataFrame:
+    """As many as `--train-per-class` names, whatever picked the part and its order."""
     fewest, label = part[LABEL].value_counts().min(), part[LABEL].value_counts().idxmin()
     problem = f"of class {label!r} there are {fewest} images to train on"
     config.require("train_per_class", config.train_per_class <= fewest, problem)
-    return part.groupby(LABEL).head(config.train_per_class).reset_index(drop=True)
+    shuffled = part.sample(frac=1, random_state=config.seed_of_splits)
+    return shuffled.groupby(LABEL).head(config.train_per_class).reset_index(drop=True)
 
 
 def class_field(name: str, labels: pd.Series) -> Field:

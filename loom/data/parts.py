@@ -8,16 +8,10 @@ from itertools import chain
 from pathlib import Path
 
 from loom.config import TrainingConfig
-from loom.data.sources import Examples
+from loom.data.sources import PARTS, Examples
 from loom.data.tables import Table, check_bad
 from loom.errors import UserError
 
-PARTS = {
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "validation": ("validation", "valid", "val", "dev", "development"),
-}
-"""What stands for each part in the names of files."""
 _WORD = re.compile("[a-z]+")
 
 

@@ -59,7 +59,7 @@ def test_settings_that_take_fewer_pairs_take_the_first_ones(data: Data) -> None:
         fewer = chatbot.load(replace(SMALL, **settings))  # type: ignore[arg-type]
         assert fewer.train.raw.equals(data.train.raw.head(len(fewer.train)))
         assert len(fewer.train) == pytest.approx(count, abs=1)
-        assert fewer.spec.input("source").statistics["examples"] == len(fewer.train)
+        assert fewer.spec.target("target").statistics["examples"] == len(fewer.train)
         assert fewer.test.raw.equals(data.test.raw)
 
 

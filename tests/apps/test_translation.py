@@ -67,9 +67,9 @@ def test_every_parameter_moves_and_steps_with_a_cache_say_what_whole_sequences_s
     ]
     assert not still
 
-    column = data.spec.input("source")
+    column = data.spec.target("target")
     short = replace(column, statistics={**column.statistics, "most_tokens": 12.0})
-    translator = Translator(Trained(APP, config, replace(data.spec, inputs=(short,)), model))
+    translator = Translator(Trained(APP, config, replace(data.spec, targets=(short,)), model))
     found = translator._decode_greedy(keras.ops.convert_to_tensor(inputs["source"]))  # eagerly: nothing is traced
     tokens = Ragged.from_padded(found.tokens.numpy())
     steps = int(tokens.lengths.max())

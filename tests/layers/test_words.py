@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from layers import AffixRows, LetterIds, MaxOverLetters, NormalizeWords, SplitWords, WordShapes
+from layers import AffixRows, KnownLetters, LetterIds, MaxOverLetters, NormalizeWords, SplitWords, WordShapes
 
 needs_tensorflow = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="operations on strings")
 
@@ -110,3 +110,15 @@ def test_only_letters_count_in_the_largest_features() -> None:
 def test_impossible_sizes_are_refused(make) -> None:
     with pytest.raises(ValueError, match="must"):
         make()
+
+
+@needs_tensorflow
+def test_known_letters_are_counted_from_two() -> None:
+    layer = KnownLetters("ahpyह")
+    found = layer(strings(["xHaPPy!"], ["हा"], [""])).numpy().tolist()
+    assert found == [[1, 3, 2, 4, 4, 5, 1], [6, 1, 0, 0, 0, 0, 0], [0] * 7]
+    assert layer(strings([""])).shape == (1, 1)
+    again = KnownLetters.from_config(layer.get_config())
+    assert again(strings(["happy"])).numpy().tolist() == [[3, 2, 4, 4, 5]]
+    with pytest.raises(ValueError, match="single code points"):
+        KnownLetters(["ab"])

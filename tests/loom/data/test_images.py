@@ -95,6 +95,8 @@ def test_parts_of_a_folder_stay_parts(folder: Path, tmp_path: Path) -> None:
     data = load_classes(settings(parts))
     assert {name: len(split) for name, split in data.splits.items()} == {"train": 6, "validation": 6, "test": 6}
     assert data.test.raw["image"].isin([png(4, 4, 3, seed=100 + index) for index in range(3)]).all()
+    orders = [load_classes(settings(parts, seed=seed)).train.targets["label"][:, 0].tolist() for seed in range(3)]
+    assert any(order != sorted(order) for order in orders), "the first rows of a part are of one class"
 
 
 def test_the_first_of_each_class_are_trained_on(folder: Path) -> None:
@@ -105,6 +107,16 @@ def test_the_first_of_each_class_are_trained_on(folder: Path) -> None:
     assert not set(data.validation.raw["image"]) & set(data.train.raw["image"])
     with pytest.raises(UserError, match=r"--max-train 500: there are 19 examples to train on"):
         load_classes(replace(config, max_train=500))
+
+
+@pytest.mark.parametrize("options", [{}, {"max_train": 200}], ids=["all", "of the first"])
+def test_the_seed_picks_some_of_each_class(options: dict) -> None:
+    parts = [load_classes(ImageConfig(train_per_class=5, seed=seed, split_seed=split, **options)).train
+             for seed, split in ((0, -1), (1, -1), (1, 0))]  # fmt: skip
+    first, second, same_splits = (set(part.raw["image"]) for part in parts)
+    assert first == same_splits != second
+    for part in parts:
+        assert np.bincount(part.targets["label"][:, 0]).tolist() == [5] * 10
 
 
 def test_the_first_digits_are_trained_on() -> None:
@@ -226,6 +238,14 @@ def test_each_augmentation_changes_images_the_same_way_in_the_same_step(kind: st
     assert first.dtype == np.uint8
     assert (first != plain).any(axis=(1, 2, 3)).mean() > 0.3
     np.testing.assert_array_equal(first, again)
+
+
+def test_contrast_falls_and_rises() -> None:
+    source = batches(contrast=0.8)
+    plain = np.concatenate([inputs["image"] for inputs, _ in source])
+    changes = seen(source).std(axis=(1, 2)).mean(axis=-1) / plain.std(axis=(1, 2)).mean(axis=-1)
+    assert changes.min() < 0.7
+    assert changes.max() > 1.1
 
 
 def test_small_images_that_are_moved_again_and_again_stay_sharp() -> None:
