@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from loom import App, Data, Metrics, Split, main
+from loom import App, Data, Metrics, TrainingConfig, main
 from loom.config import Schedule
 from loom.data import questions
 from loom.data.pairs import SOURCE, TARGET, read_pairs
@@ -42,6 +42,12 @@ class Config(Seq2SeqConfig):
     label_smoothing: float = 0.0
     max_length: int = 128
 
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, by name."""
+        super().__post_init__()
+        whole = self.test_fraction == TrainingConfig.test_fraction
+        self.require("test_fraction", whole, "is not used here: the test asks every question")
+
 
 def load(config: Config) -> Data:
     """All pairs to train on: nobody but the recorded ones knows a question's answers.
@@ -52,19 +58,12 @@ def load(config: Config) -> Data:
     pairs = examples.whole
     share = max(1, round(config.validation_fraction * len(pairs)))
     parts = {
-        "train": pairs,
+        "train": pairs.head(config.max_train or max(1, round(config.train_fraction * len(pairs)))),
         "validation": pairs.sample(share, random_state=config.seed_of_splits).reset_index(drop=True),
         "test": pairs.drop_duplicates(SOURCE).reset_index(drop=True),
     }
     notes.append("trained on all pairs: validation and test ask the same questions again, what it has learned by heart")
-    data = make_data(parts, examples, config, notes)
-    return replace(data, train=_first_examples(data.train, config))
-
-
-def _first_examples(train: Split, config: Config) -> Split:
-    """As many training pairs as the settings ask for."""
-    count = config.max_train or max(1, round(config.train_fraction * len(train)))
-    return train if count >= len(train) else train.take(np.arange(count))
+    return make_data(parts, examples, config, notes)
 
 
 def space(hp: HyperParameters) -> dict[str, Any]:

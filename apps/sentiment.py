@@ -305,7 +305,9 @@ def report(run: Run) -> None:
         predicted = (outputs[:, 0] > 0.5).astype(int) if target.kind == "binary" else outputs.argmax(axis=1)
         run.figure("confusion_matrix", draw.confusion_matrix(truth, predicted, target.vocabulary))
     rows = explain(run.trained, _short_texts(run.data.test))
-    run.figure("words", draw.colored_words(rows, "What each word adds to the prediction (blue) or takes from it (red)"))
+    title = "What each word adds to the prediction (blue) or takes from it (red)"
+    run.figure("words", draw.colored_words(rows, title, "words"))
+    run.table("words", [{"text": text, "words": words, "adds": adds.tolist()} for text, words, adds in rows])
 
 
 def _short_texts(split: Split) -> list[str]:

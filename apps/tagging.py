@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from loom import App, Data, Field, Metrics, Ragged, Spec, Split, TrainingConfig, UserError, main
+from loom.config import Schedule
 from loom.data import tagged
 from loom.data.sentences import SENTENCE, tagged_sentences
 from loom.data.sources import Examples, split_examples
@@ -86,7 +87,7 @@ class Config(TrainingConfig):
     epochs: int = 12
     learning_rate: float = 0.004
     jit: Literal["auto", "on", "off"] = "off"
-    schedule: Literal["constant", "cosine", "linear", "exponential", "onecycle"] = "onecycle"
+    schedule: Schedule = "onecycle"
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, by name."""
@@ -99,6 +100,7 @@ class Config(TrainingConfig):
         for name in (*widths, "min_count", "max_words", "depth", "heads"):
             self.require(name, getattr(self, name) >= 1, "must be at least 1")
         self.require("vocabulary_size", self.vocabulary_size >= 3, "must be at least 3")
+        self.require("letter_units", self.letter_units % 2 == 0, "must be even")
         self.require("max_letters", self.max_letters >= 2, "must be at least 2")
         for name in ("dropout", "word_dropout"):
             self.require(name, 0 <= getattr(self, name) < 1, "must be at least 0 and below 1")
@@ -109,7 +111,7 @@ class Config(TrainingConfig):
 def load(config: Config) -> Data:
     """Sentences and their tags, and the vocabulary of the training sentences."""
     reading = Reading(config.task, config.word_column, config.tag_column, config.max_words)
-    examples = _sample(config) if config.data == "sample" else tagged.read_tagged(config, reading)
+    examples, notes = (_sample(config), []) if config.data == "sample" else tagged.read_tagged(config, reading)
     parts = split_examples(examples, config, lambda part: None)
     sentences = parts["train"][SENTENCE].tolist()
     vocabulary = tagged.vocabulary(sentences, config.vocabulary_size, config.min_count)
@@ -118,11 +120,11 @@ def load(config: Config) -> Data:
     if len(trained) < 2:
         raise UserError(f"--data {config.data}: all words have the tag {min(trained)!r}; --tag-column picks the column")
     others = {tag for rows in tags.values() for row in rows for tag in row} - trained
-    notes = (f"no training sentence has the tags {', '.join(sorted(others))}",) if others else ()
+    notes += [f"no training sentence has the tags {', '.join(sorted(others))}"] if others else []
     classes = (*sorted(trained), *sorted(others))
     spec = Spec((Field(SENTENCE, "text", vocabulary),), (Field(TAGS, "classes", classes),))
     train, validation, test = (Split(part, {}, {TAGS: _indices(tags[name], classes)}) for name, part in parts.items())
-    return Data(train, validation, test, spec, examples.source, examples.bad, notes)
+    return Data(train, validation, test, spec, examples.source, examples.bad, tuple(notes))
 
 
 def _sample(config: Config) -> Examples:
@@ -254,7 +256,8 @@ def evaluate(config: Config, data: Data) -> Callable[[Split, dict[str, np.ndarra
         words = split.inputs[WORDS]
         assert isinstance(words, Ragged)
         known = np.split(words.values != UNKNOWN_WORD, words.splits[1:-1])
-        return tagged.scores(tagged.names(split.targets[TAGS], classes), _predicted(split, outputs, classes), known)
+        truth = tagged.names(split.targets[TAGS], classes)
+        return tagged.scores(truth, _predicted(split, outputs, classes), known, tagged.is_bio(classes))
 
     return scores
 
@@ -270,21 +273,23 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     fitted = pd.concat([data.train.raw, data.validation.raw])
     words, test_words = ([tagged.words_of(row) for row in part[SENTENCE]] for part in (fitted, data.test.raw))
     tags, truth = ([row.split("\t") for row in part[TAGS]] for part in (fitted, data.test.raw))
-    vocabulary = set(data.spec.input(SENTENCE).vocabulary)
+    vocabulary, is_bio = set(data.spec.input(SENTENCE).vocabulary), tagged.is_bio(data.spec.target(TAGS).vocabulary)
     known = [np.array([tagged.normalized(word) in vocabulary for word in row]) for row in test_words]
     methods = {
         "majority": tagged.most_frequent_tag,
         "word": tagged.most_frequent_tag_of_each_word,
         "logistic": tagged.logistic_regression,
     }
-    return {name: tagged.scores(truth, method(words, tags, test_words), known) for name, method in methods.items()}
+    return {
+        name: tagged.scores(truth, method(words, tags, test_words), known, is_bio) for name, method in methods.items()
+    }
 
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
     """Each word with its tag, and where the tags are of names, those."""
     classes = trained.spec.target(TAGS).vocabulary
-    words = split_words(frame[SENTENCE].fillna("").astype(str).tolist())
-    best = trained.outputs(frame)[BEST]
+    texts = frame[[SENTENCE]].fillna("").astype(str).map(tagged.composed)
+    words, best = split_words(texts[SENTENCE].tolist()), trained.outputs(texts)[BEST]
     answers = []
     for row, numbers in zip(words, best, strict=True):
         tags = [classes[number] for number in numbers[: len(row)]]
@@ -317,7 +322,8 @@ def report(run: Run) -> None:
     wrong = [sum(word.predicted != word.true for word in row) for row in rows]
     shown = [rows[place] for place in np.argsort([-min(count, 1) for count in wrong], kind="stable")[:DRAWN]]
     title = "Sentences of the test part with errors first: words by their tags, errors underlined"
-    run.figure("sentences", draw_tagged(shown, classes, title))
+    run.figure("sentences", draw_tagged(shown, classes, title, "sentences"))
+    run.table("sentences", [[word._asdict() for word in row] for row in shown])
 
 
 APP = App(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import unicodedata
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserErr
 from loom.config import Schedule
 from loom.data.scripts import scripts
 from loom.data.texts import read_text
-from loom.data.tokens import END, Tokenizer, Unit
+from loom.data.tokens import END, Tokenizer, Unit, what_follows
 from loom.lazy import keras, layers
 from loom.ngrams import NGrams
 from loom.writer import Writer
@@ -36,6 +37,8 @@ SURPRISING = 600
 PROMPT_TOKENS = 16
 """Of test examples: what the samples of the report go on from."""
 SAMPLES = 6
+ROWS = 128
+"""Examples whose logits are held at once."""
 SHORTEST = 20
 """Characters of a text for each token of a window, at least."""
 
@@ -72,10 +75,11 @@ class Config(TrainingConfig):
     """Only so many of the likeliest tokens are drawn from (0: all)."""
     top_p: float = 1.0
     """Only the likeliest tokens that have so much probability together are drawn from."""
-    epochs: int = 12
-    learning_rate: float = 0.005
-    schedule: Schedule = "onecycle"
+    epochs: int = 10
+    learning_rate: float = 0.004
+    schedule: Schedule = "cosine"
     clip_norm: float = 1.0
+    jit: Literal["auto", "on", "off"] = "off"
     test_fraction: float = 0.1
     validation_fraction: float = 0.05
 
@@ -248,7 +252,27 @@ def measures(nats: float, characters_per_token: float) -> Metrics:
 
 def test(run: Run, measured: Metrics) -> Metrics:
     """Perplexity of a token, and bits per character, which do not depend on what the tokens are."""
-    return measures(measured["loss"], run.data.spec.input(TEXT).statistics["test_characters_per_token"])
+    found = measures(measured["loss"], run.data.spec.input(TEXT).statistics["test_characters_per_token"])
+    return {**found, "loss_in_context": loss_in_context(run.trained, run.data.test)}
+
+
+def loss_in_context(trained: Trained, split: Split) -> float:
+    """Loss of each token that has at least half a window before it: examples begin where nothing is known yet."""
+    inputs, targets = np.asarray(split.inputs[TEXT]), np.asarray(split.targets[TEXT])
+    half = inputs.shape[1] // 2
+    tokens = np.append(inputs.ravel(), targets[-1, -1])
+    windows = np.lib.stride_tricks.sliding_window_view(tokens, inputs.shape[1] + 1)[::half]
+    rates = [
+        log_probabilities(trained, windows[start : start + ROWS, :-1], windows[start : start + ROWS, 1:])[:, half:]
+        for start in range(0, len(windows), ROWS)
+    ]
+    return -float(np.concatenate(rates).mean())
+
+
+def log_probabilities(trained: Trained, inputs: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Of each target after the tokens before it, (examples, time)."""
+    logits = trained.outputs_of({TEXT: inputs})[TEXT]
+    return np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - np.logaddexp.reduce(logits, axis=-1)
 
 
 def baselines(config: Config, data: Data) -> dict[str, Metrics]:
@@ -276,11 +300,12 @@ def writer(trained: Trained) -> Writer:
     return trained.kept("writer", make)
 
 
-def stream(trained: Trained, texts: Sequence[str]) -> Iterator[list[str]]:
-    """What follows each text, in pieces as they come.
+def stream(trained: Trained, frame: pd.DataFrame) -> Iterator[Sequence[Answer]]:
+    """What follows each text, as it grows.
 
     The numbers that decide follow from the seed and the text: the same text has the same continuation everywhere.
     """
+    texts = list(frame[TEXT].fillna("").astype(str))
     config: Any = trained.config
     tokenizer = Tokenizer(**trained.spec.input(TEXT).tokenizer)
     prompts = [tokenizer.encode_whole([text])[-2 * config.length :] for text in texts]
@@ -288,22 +313,22 @@ def stream(trained: Trained, texts: Sequence[str]) -> Iterator[list[str]]:
     prompts = [prompt if len(prompt) else line_end for prompt in prompts]
     seeds = [(config.seed, zlib.crc32(text.encode())) for text in texts]
     uniforms = np.stack([np.random.default_rng(seed).uniform(size=config.new_tokens) for seed in seeds], axis=1)
-    written = [np.zeros(0, np.int32)] * len(texts)
-    shown = [tokenizer.decode([prompt])[0] for prompt in prompts]
+    before, known = tokenizer.decode(prompts), prompts
+
+    def answers(found: Sequence[str]) -> list[Answer]:
+        return [{"continuation": what_follows(*pair)} for pair in zip(before, found, strict=True)]
+
     for pieces in writer(trained).stream(prompts, config.new_tokens, uniforms):
-        written = [np.append(old, new) for old, new in zip(written, pieces, strict=True)]
-        whole = tokenizer.decode([np.append(*each) for each in zip(prompts, written, strict=True)])
-        # A character of several bytes is shown when the last of them is there.
-        whole = [text.rstrip("\N{REPLACEMENT CHARACTER}") for text in whole]
-        yield [text[len(old) :] for text, old in zip(whole, shown, strict=True)]
-        shown = [max(pair, key=len) for pair in zip(whole, shown, strict=True)]
+        known = [np.append(old, new) for old, new in zip(known, pieces, strict=True)]
+        yield answers([tokenizer.settled(tokens) for tokens in known])
+    # The last token may be the first byte of a character.
+    yield answers([text.rstrip("\N{REPLACEMENT CHARACTER}") for text in tokenizer.decode(known)])
 
 
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
-    """Each text and what follows it."""
-    texts = list(frame[TEXT].fillna("").astype(str))
-    pieces = list(stream(trained, texts))
-    return [{"continuation": "".join(each)} for each in zip(*pieces, strict=True)]
+    """What follows each text."""
+    *_, answers = stream(trained, frame)
+    return answers
 
 
 def report(run: Run) -> None:
@@ -323,13 +348,18 @@ def report(run: Run) -> None:
         [{"prompt": prompt, **answer} for prompt, answer in zip(prompts, answers, strict=True)],
     )
     count = -(-SURPRISING // inputs.shape[1])
-    logits = run.trained.outputs_of({TEXT: inputs[:count]})[TEXT]
     targets = run.data.test.targets[TEXT][:count]
-    rates = np.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - np.logaddexp.reduce(logits, axis=-1)
-    pieces = [piece.replace("\n", "↵") for piece in tokenizer.pieces(targets.ravel()[:SURPRISING])]
-    run.figure(
-        "surprise", colored_words([("test text", pieces, rates.ravel()[:SURPRISING])], "How unlikely each token was")
-    )
+    rates = log_probabilities(run.trained, inputs[:count], targets)
+    pieces, sums = _with_marks(tokenizer.pieces(targets.ravel()[:SURPRISING]), rates.ravel()[:SURPRISING])
+    run.figure("surprise", colored_words([("test text", pieces, sums)], "How unlikely each token was", "surprise"))
+    run.table("surprise", [{"token": piece, "nats": -rate} for piece, rate in zip(pieces, sums, strict=True)])
+
+
+def _with_marks(pieces: Sequence[str], rates: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Tokens to be seen, and log-probabilities; vowel signs and accents stand with their letters."""
+    starts = [place for place, piece in enumerate(pieces) if not place or unicodedata.category(piece[0])[0] != "M"]
+    whole = ["".join(pieces[start:end]) for start, end in itertools.pairwise([*starts, len(pieces)])]
+    return [piece.replace("\n", "↵") for piece in whole], np.add.reduceat(rates, starts)
 
 
 APP = App(
@@ -346,6 +376,7 @@ APP = App(
     metrics={TEXT: ["accuracy"]},
     objective="val_loss",
     test=test,
+    stream=stream,
     no_export="its text is written token by token, which the other formats do not hold; use loom predict or serve",
 )
 

@@ -12,6 +12,7 @@ from loom.data import hindi
 from loom.data.pairs import SOURCE, TARGET, read_pairs, split_pairs
 from loom.data.tokens import join_words
 from loom.dictionary import Dictionary
+from loom.scores import bleu_and_chrf
 from loom.seq2seq import Seq2SeqConfig, build, loss, make_data, metrics, preprocess
 from loom.translator import Translator
 
@@ -59,14 +60,8 @@ def space(hp: HyperParameters) -> dict[str, Any]:
 
 
 def scores(translations: Sequence[str], references: Sequence[str], lower: bool) -> Metrics:
-    """BLEU and chrF of a whole part, from 0 to 100, by sacrebleu with its default tokenizer."""
-    from sacrebleu.metrics import BLEU, CHRF
-
-    measures = {"bleu": BLEU(lowercase=lower), "chrf": CHRF(lowercase=lower)}
-    return {
-        name: float(measure.corpus_score(list(translations), [list(references)]).score)
-        for name, measure in measures.items()
-    }
+    """BLEU and chrF of a whole part."""
+    return bleu_and_chrf(translations, [[reference] for reference in references], lower)
 
 
 def baselines(config: Config, data: Data) -> dict[str, Metrics]:
@@ -81,7 +76,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
 
 
 def test(run: Run, measured: Metrics) -> Metrics:
-    """BLEU and chrF of the test part's translations, by the decoding of the settings and by greedy decoding."""
+    """BLEU and chrF of the test part's translations, by beam search and by greedy decoding."""
     translator, frame = Translator.of(run.trained), run.data.test.raw
     sources, references = list(frame[SOURCE]), list(frame[TARGET])
     written = {how: [answer.text for answer in translator.write(sources, how)] for how in ("beam", "greedy")}

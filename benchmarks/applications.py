@@ -32,6 +32,7 @@ CASES = {
     "gan": ("gan --epochs 40", "frechet"),
     "gan, minimax": ("gan --epochs 40 --loss minimax", "frechet"),
     "detection": ("detection", "map"),
+    "captioning": ("captioning", "exact"),
 }
 """Command and the metric to show."""
 
@@ -87,6 +88,7 @@ def _trained(folder: Path, arguments: list[str], metric: str) -> dict[str, Any]:
     return {
         "run_id": found["run_id"],
         "model": found["metrics"][f"test_{metric}"],
+        "test": {name: value for name, value in found["metrics"].items() if name.startswith("test_")},
         "baselines": baselines,
         "seconds": time.perf_counter() - start,
         "date": time.strftime("%Y-%m-%d"),

@@ -1,8 +1,8 @@
 """Accuracy of `tagging` on a treebank, softmax and CRF, over several seeds, beside what needs no network.
 
-    python benchmarks/tagging.py --data FOLDER_OF_CONLLU_FILES [--task upos] [--seeds 3] [--quick] [--json FILE]
+    python benchmarks/tagging.py --data FOLDER_OR_TRAINING_FILE [--task upos] [--seeds 3] [--quick] [--json FILE]
 
-The folder holds NAME-train.conllu, NAME-dev.conllu and NAME-test.conllu: seeds differ in initial weights, dropout and
+There are NAME-train.conllu, NAME-dev.conllu and NAME-test.conllu: seeds differ in initial weights, dropout and
 the order of the sentences, not in the parts. Nothing is recorded in MLflow. `--quick` tags the built-in sentences.
 """
 
@@ -42,12 +42,12 @@ def main() -> None:
     for seed in range(1 if options.quick else options.seeds):
         for name, settings in SETTINGS.items():
             rows.append({"case": name, "seed": seed, **train(replace(base, seed=seed, **settings), data)})
-            print(_line(name, seed, rows[-1]), flush=True)
+            print(line(name, seed, rows[-1]), flush=True)
     baselines = APP.baselines(base, data)
     for name, metrics in baselines.items():
-        print(_line(name, "", metrics))
-    for name, summary in _summary(rows).items():
-        print(_line(f"{name}, mean", len({row["seed"] for row in rows}), summary))
+        print(line(name, "", metrics))
+    for name, means in summary(rows).items():
+        print(line(f"{name}, mean", len({row["seed"] for row in rows}), means))
     if options.json:
         _write(options.json, rows, baselines, base)
 
@@ -66,7 +66,8 @@ def train(config: Config, data: Data) -> dict[str, float]:
         return {**measure(run), "seconds": time.perf_counter() - start}
 
 
-def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+def summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over the seeds, and the standard deviation of the accuracy."""
     numbers = [name for name in rows[0] if name not in ("case", "seed")]
     cases = {row["case"]: [other for other in rows if other["case"] == row["case"]] for row in rows}
     return {
@@ -76,7 +77,8 @@ def _summary(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     }
 
 
-def _line(case: str, seed: int | str, row: dict[str, Any]) -> str:
+def line(case: str, seed: int | str, row: dict[str, Any]) -> str:
+    """A row of the table."""
     accuracies = [f"{row[name]:.4f}" for name in ("accuracy", "accuracy_known", "accuracy_unknown")]
     seconds = f"{row['seconds']:.0f}" if "seconds" in row else ""
     return f"| {case} | {seed} | {' | '.join(accuracies)} | {seconds} |"
@@ -86,7 +88,7 @@ def _write(path: Path, rows: list[dict[str, Any]], baselines: dict[str, Any], co
     result = {
         "task": config.task,
         "rows": rows,
-        "summary": _summary(rows),
+        "summary": summary(rows),
         "baselines": baselines,
         "versions": {name: version(name) for name in ("keras", "tensorflow", "scikit-learn")},
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
@@ -97,14 +99,14 @@ def _write(path: Path, rows: list[dict[str, Any]], baselines: dict[str, Any], co
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--data", type=Path, help="folder with CoNLL-U files")
+    parser.add_argument("--data", type=Path, help="folder of CoNLL-U files, or that for training")
     parser.add_argument("--task", default="upos", choices=["upos", "xpos", "ner"])
     parser.add_argument("--seeds", type=int, default=SEEDS, help=f"runs of each setting (default: {SEEDS})")
     parser.add_argument("--quick", action="store_true", help="one small run of each on the built-in sentences")
     parser.add_argument("--json", type=Path, help="file to write the numbers to")
     options = parser.parse_args()
     if not options.quick and options.data is None:
-        parser.error("--data names a folder with CoNLL-U files; or give --quick")
+        parser.error("--data names the data, see --help; or give --quick")
     return options
 
 

@@ -22,7 +22,7 @@ _CLITICS = "s|S|re|RE|ve|VE|ll|LL|d|D|m|M"
 _ABBREVIATIONS = "Mr|Mrs|Ms|Dr|Prof|St|Jr|Sr|vs|etc|No|Inc|Ltd|Co|Corp"
 _RULES = (  # in this order, on a text with a space at either end
     (r"[\s\p{Z}]+", " "),
-    (r"([^\p{L}\p{M}\p{N}'\x{2019}.,:/@&_ -])", r" \1 "),
+    (r"([^\p{L}\p{M}\p{N}\x{200C}\x{200D}'\x{2019}.,:/@&_ -])", r" \1 "),  # the joiners belong to words
     (r"([,:/])([^\p{N}])", r" \1 \2"),
     (r"([^\p{N}])([,:/])", r"\1 \2 "),
     (r" (['\x{2019}])", r" \1 "),

@@ -7,7 +7,7 @@ import difflib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -67,6 +67,9 @@ class App:
     (`val_NAME`, an objective too), and as those of the test part. `test` gives more metrics of the test part, from
     a trained run and what was measured so far.
 
+    `stream` gives the answers of `predict` as they grow, the whole ones last: the first value of an answer is a text to
+    whose end something is added each time. What is asked for one example in the terminal is shown so.
+
     `no_export` says why a model cannot be written in other formats, if it cannot.
     """
 
@@ -92,6 +95,7 @@ class App:
     train_batches: Callable[[Run], Batches] | None = None
     evaluate: Callable[[Any, Data], Evaluate] | None = None
     test: Callable[[Run, Metrics], Metrics] | None = None
+    stream: Callable[[Trained, pd.DataFrame], Iterator[Sequence[Answer]]] | None = None
     no_export: str = ""
     outputs: Sequence[str] = ()
 

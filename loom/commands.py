@@ -108,17 +108,17 @@ def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
     model = local_model(Store(), run_id)
     spec = Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
     rows = [row for text in inputs for row in _read_rows(text, spec)]
-    process = FreshProcess()
+    process, growing = FreshProcess(), _Growing()
     try:
-        process.ask(model, [with_files(row, spec) for row in rows])
-        answers = process.answers(model)
+        process.ask(model, [with_files(row, spec) for row in rows], stream=len(rows) == 1 and not as_json)
+        answers = process.answers(model, growing.show)
     finally:
         process.close()
     for number, (row, answer) in enumerate(zip(rows, answers, strict=True), start=1):
         if as_json:
             print(json.dumps(answer, ensure_ascii=False))
         else:
-            print(_describe(row, _with_images_in_files(answer, Path("predictions") / run_id, number)))
+            growing.end(_describe(row, _with_images_in_files(answer, Path("predictions") / run_id, number)))
     return 0
 
 
@@ -139,12 +139,34 @@ def chat(run_id: str) -> int:
     process = FreshProcess()
     try:
         for line in _lines_of_a_person():
-            process.ask(model, [{spec.inputs[0].name: line}])
-            (answer,) = process.answers(model)
-            print(next(iter(answer.values())), flush=True)
+            process.ask(model, [{spec.inputs[0].name: line}], stream=True)
+            growing = _Growing()
+            (answer,) = process.answers(model, growing.show)
+            growing.end(str(next(iter(answer.values()))))
     finally:
         process.close()
     return 0
+
+
+class _Growing:
+    """A line on the screen that grows with an answer's text."""
+
+    def __init__(self) -> None:
+        self._shown = ""
+
+    def show(self, answer: Answer) -> None:
+        """Print what has been added to the answer's first value."""
+        self._add(str(next(iter(answer.values()))))
+
+    def end(self, text: str) -> None:
+        """Print the rest of the line, and begin a new one."""
+        self._add(text)
+        print(flush=True)
+        self._shown = ""
+
+    def _add(self, text: str) -> None:
+        print(text[len(self._shown) :], end="", flush=True)
+        self._shown = text
 
 
 def _lines_of_a_person() -> Iterator[str]:

@@ -10,6 +10,8 @@ from loom.data.tokens import split_words
 
 ROUNDS = 5
 """Rounds of expectation maximization; after these few the likeliest words hardly change."""
+MOST_PAIRS = 50_000
+"""Pairs of texts that are learned from: every word of one with every word of the other takes memory."""
 
 
 class Dictionary:
@@ -18,12 +20,16 @@ class Dictionary:
     t(f | e), the probability that the word e becomes f, by expectation maximization over all the ways in which the
     words of a target may come from those of its source (model 1 of Brown et al., 1993, "The mathematics of statistical
     machine translation"), without the empty word. Words that are not known are copied.
+
+    Args:
+        sources: Texts to translate from; of more than 50,000 the first ones count.
+        targets: Their translations.
     """
 
     def __init__(self, sources: Sequence[str], targets: Sequence[str]) -> None:
         names: tuple[dict[str, int], dict[str, int]] = ({}, {})
         pairs = []
-        for place, (source, target) in enumerate(zip(sources, targets, strict=True)):
+        for place, (source, target) in enumerate(zip(sources[:MOST_PAIRS], targets[:MOST_PAIRS], strict=True)):
             words = [
                 np.array([known.setdefault(word, len(known)) for word in split_words(text)], int)
                 for known, text in zip(names, (source, target), strict=True)

@@ -1,4 +1,4 @@
-"""Attention between two texts as a figure."""
+"""What is read for each token of an answer, of a text or of an image, as a figure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loom.data.pairs import SOURCE
-from loom.fonts import font_for
+from loom.figures_images import show_image
+from loom.fonts import NO_FONT, font_for
+from loom.lazy import tf
 from loom.report import new_figure
 from loom.translator import Translator
 
@@ -19,7 +21,10 @@ if TYPE_CHECKING:
 
 WIDEST = 16
 """Tokens that the source of a map has at most, where there are such."""
-NO_FONT = "no installed font has these characters:\ntokens are numbered, and {table}.json has them"
+PER_LINE, INCHES = 12, 1.1
+"""Images beside each other, and the size of each."""
+DIMMEST = 0.2
+"""Brightness of what is not looked at."""
 
 
 def draw_attention(run: Run, count: int) -> None:
@@ -31,7 +36,7 @@ def draw_attention(run: Run, count: int) -> None:
     rows = np.flatnonzero(lengths <= WIDEST)[:count] if (lengths <= WIDEST).any() else np.array([lengths.argmin()])
     sources = run.data.test.raw[SOURCE].iloc[rows].tolist()
     answers = [answer.text for answer in translator.write(sources, "beam")]
-    maps = [translator.attention(*pair) for pair in zip(sources, answers, strict=True)]
+    maps = [_map(translator, *pair) for pair in zip(sources, answers, strict=True)]
     run.figure("attention", attention_maps(maps, "attention"))
     named = zip(sources, answers, maps, strict=True)
     run.table(
@@ -41,6 +46,11 @@ def draw_attention(run: Run, count: int) -> None:
             for source, answer, (_, *tokens) in named
         ],
     )
+
+
+def _map(translator: Translator, source: str, answer: str) -> tuple[np.ndarray, list[str], list[str]]:
+    weights, tokens = translator.attention(source, answer)
+    return weights, translator.source_tokens(source), tokens
 
 
 def attention_maps(rows: Sequence[tuple[np.ndarray, Sequence[str], Sequence[str]]], table: str) -> Figure:
@@ -66,4 +76,31 @@ def attention_maps(rows: Sequence[tuple[np.ndarray, Sequence[str], Sequence[str]
     figure.colorbar(image, ax=axes, label="share of what is read", shrink=0.6)
     if not font:
         figure.supxlabel(NO_FONT.format(table=table), fontsize=8)
+    return figure
+
+
+def attention_over_images(rows: Sequence[tuple[np.ndarray, np.ndarray, Sequence[str]]]) -> Figure:
+    """Images, and beside each of them where it was looked at for each token of its caption (bright).
+
+    Args:
+        rows: For each image its pixels (height, width, 1 or 3), uint8, the weights (tokens, rows, columns) over a grid
+            of places, and the tokens.
+    """
+    from matplotlib.figure import Figure
+
+    font = font_for(token for *_, tokens in rows for token in tokens) or "DejaVu Sans"
+    lines = [-(-(len(tokens) + 1) // PER_LINE) for *_, tokens in rows]
+    figure = Figure(figsize=(INCHES * PER_LINE, (INCHES + 0.25) * sum(lines)), layout="constrained")
+    axes = figure.subplots(sum(lines), PER_LINE, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for line, (pixels, weights, tokens) in zip(np.cumsum([0, *lines[:-1]]), rows, strict=True):
+        places = axes[line:].ravel()
+        show_image(places[0], pixels)
+        size = pixels.shape[:2]
+        heat = tf.image.resize(weights[..., None], size).numpy()[..., 0]
+        for axis, token, each in zip(places[1:], tokens, heat, strict=False):
+            light = DIMMEST + (1 - DIMMEST) * each / max(float(each.max()), 1e-9)
+            show_image(axis, pixels / 255 * light[..., None])
+            axis.set_title(token.strip() or "·", fontsize=9, pad=3, fontfamily=font)
     return figure

@@ -7,6 +7,7 @@ from functools import cache
 
 FALLBACKS = ("Last Resort",)
 """Fonts that have a box for every character."""
+NO_FONT = "no installed font has these characters:\ntokens are numbered, and {table}.json has them"
 
 
 def font_for(texts: Iterable[str], preferred: str = "DejaVu Sans") -> str | None:
@@ -14,6 +15,15 @@ def font_for(texts: Iterable[str], preferred: str = "DejaVu Sans") -> str | None
     needed = {ord(character) for text in texts for character in text if not character.isspace()}
     candidates = sorted(_files(), key=lambda name: (name != preferred, name))
     return next((name for name in candidates if needed <= _characters(_files()[name])), None)
+
+
+def width_of(text: str, font: str, size: float) -> float:
+    """Width of a line of text in points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    properties = FontProperties(family=font, size=size)
+    return float(text_to_path.get_text_width_height_descent(text, properties, ismath=False)[0])
 
 
 @cache

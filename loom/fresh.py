@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,27 +38,31 @@ class FreshProcess:
             start_new_session=True,  # Ctrl-C is the parent's to handle
         )
 
-    def ask(self, model: Path, rows: list[dict[str, Any]]) -> None:
-        """Let a saved model answer raw examples, in the background."""
+    def ask(self, model: Path, rows: list[dict[str, Any]], stream: bool = False) -> None:
+        """Let a saved model answer raw examples, in the background; one example may have its answer streamed."""
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps({"model": str(model), "rows": rows}) + "\n")
+            self._process.stdin.write(json.dumps({"model": str(model), "rows": rows, "stream": stream}) + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             pass  # it died while starting: `answers` says why
 
-    def answers(self, model: Path) -> list[Answer]:
-        """Answers to the examples of the last `ask`.
+    def answers(self, model: Path, show: Callable[[Answer], None] = lambda answer: None) -> list[Answer]:
+        """Answers to the examples of the last `ask`; while one is streamed, `show` is told what there is of it.
 
         Raises:
             UserError: The model refused the examples.
             RuntimeError: The process died, or used other code than the model's own.
         """
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"the scoring process died:\n{self._error_text()}")
-        reply = json.loads(line)
+        while True:
+            line = self._process.stdout.readline()
+            if not line:
+                raise RuntimeError(f"the scoring process died:\n{self._error_text()}")
+            reply = json.loads(line)
+            if "growing" not in reply:
+                break
+            show(reply["growing"])
         if "error" in reply:
             raise UserError(f"{model}: {reply['error']}")
         if not Path(reply["code"]).is_relative_to(model.resolve()):

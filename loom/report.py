@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from loom.app import Metrics
+from loom.fonts import NO_FONT, font_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -138,13 +139,17 @@ def horizontal_bars(
     return figure
 
 
-def colored_words(rows: Sequence[tuple[str, Sequence[str], np.ndarray]], title: str) -> Figure:
+def colored_words(rows: Sequence[tuple[str, Sequence[str], np.ndarray]], title: str, table: str) -> Figure:
     """Lines of words, each on a background from red (lowers the output) to blue (raises it).
 
     Args:
         rows: For each text a heading, its words, and one contribution per word.
         title: Title of the figure.
+        table: Name of the table that holds the words too, for characters that no font has.
     """
+    font = font_for((word for _, words, _ in rows for word in words), "DejaVu Sans Mono")
+    if font is None:
+        rows = [(heading, list(map(str, range(1, len(words) + 1))), values) for heading, words, values in rows]
     width = 9.0
     line_length = int(width * 72 / (0.61 * WORD_SIZE))  # a DejaVu Sans Mono character is 0.602 of its size wide
     lines = [_wrap(words, values, line_length) for _, words, values in rows]
@@ -157,7 +162,9 @@ def colored_words(rows: Sequence[tuple[str, Sequence[str], np.ndarray]], title: 
     for (heading, _, values), wrapped in zip(rows, lines, strict=True):
         axis.text(0, y, heading, fontsize=8, weight="bold", va="center")
         limit = max(np.abs(values).max(initial=0.0), 1e-9)
-        y = _draw_lines(axis, wrapped, y + 1, limit) + 1
+        y = _draw_lines(axis, wrapped, y + 1, limit, font or "DejaVu Sans Mono") + 1
+    if font is None:
+        figure.supxlabel(NO_FONT.format(table=table), fontsize=8)
     return figure
 
 
@@ -173,7 +180,7 @@ def _wrap(words: Sequence[str], values: np.ndarray, length: int) -> list[list[tu
     return lines
 
 
-def _draw_lines(axis: Axes, lines: list[list[tuple[str, float]]], y: int, limit: float) -> int:
+def _draw_lines(axis: Axes, lines: list[list[tuple[str, float]]], y: int, limit: float, font: str) -> int:
     from matplotlib import colormaps
 
     for line in lines:
@@ -185,7 +192,7 @@ def _draw_lines(axis: Axes, lines: list[list[tuple[str, float]]], y: int, limit:
                 y,
                 word,
                 fontsize=WORD_SIZE,
-                family="DejaVu Sans Mono",
+                family=font,
                 color="white" if abs(strength) > 0.75 else "black",
                 va="center",
                 bbox={"facecolor": colormaps["RdBu"](0.5 + 0.4 * strength), "edgecolor": "none", "pad": 1.0},

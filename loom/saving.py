@@ -50,6 +50,7 @@ def save_model(trained: Trained, file: AppFile, examples: Sequence[Mapping[str, 
                 signature=_signature(trained.spec),
                 pip_requirements=[f"{package}=={version(package)}" for package in REQUIRED],
                 metadata={"app": trained.app.name},
+                streamable=trained.app.stream is not None,
             )
 
 

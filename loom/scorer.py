@@ -1,8 +1,9 @@
 """Loads saved models and answers raw examples, knowing nothing of this project but what the model carries.
 
 Run as a file, never imported: `python -P scorer.py` reads one JSON request a line from standard input,
-`{"model": folder, "rows": [{column: value}, ...]}`, and writes one JSON line for each:
-`{"answers": [...], "code": path of the code used}` or `{"error": ...}`.
+`{"model": folder, "rows": [{column: value}, ...], "stream": false}`, and writes one JSON line for each:
+`{"answers": [...], "code": path of the code used}` or `{"error": ...}`. Where `stream` is true for one row, and the
+model can do so, lines `{"growing": answer}` come before it.
 """
 
 import functools
@@ -33,20 +34,28 @@ def load(folder: str) -> Any:
     return mlflow.pyfunc.load_model(folder)
 
 
-def answer(folder: str, rows: list[dict[str, object]]) -> dict[str, object]:
+def answer(folder: str, rows: list[dict[str, object]], stream: bool) -> dict[str, object]:
     """Predict with a saved model."""
-    answers = load(folder).predict(pd.DataFrame(rows))
-    return {"answers": answers.to_dict("records"), "code": sys.modules["loom"].__file__}
+    model, frame = load(folder), pd.DataFrame(rows)
+    if stream and model.metadata.flavors["python_function"].get("streamable"):
+        for growing in model.predict_stream(frame):
+            reply({"growing": growing})
+        answers = [growing]
+    else:
+        answers = model.predict(frame).to_dict("records")
+    return {"answers": answers, "code": sys.modules["loom"].__file__}
+
+
+def reply(value: dict[str, object]) -> None:
+    """Write a line to who asked."""
+    text = json.dumps(value, default=lambda value: getattr(value, "tolist", lambda: str(value))())
+    print(text, file=replies, flush=True)
 
 
 for line in sys.stdin:
     request = json.loads(line)
     try:
-        reply = answer(request["model"], request["rows"])
+        found = answer(request["model"], request["rows"], request["stream"])
     except Exception as error:
-        reply = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
-    print(
-        json.dumps(reply, default=lambda value: getattr(value, "tolist", lambda: str(value))()),
-        file=replies,
-        flush=True,
-    )
+        found = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+    reply(found)

@@ -1,19 +1,20 @@
-"""Networks from one sequence of tokens to another: settings, examples, and the network itself.
+"""Networks that write tokens after reading something: settings, examples, and the network itself.
 
-What it writes with a trained network is decoded in `loom.translator`.
+What is read is a text, or whatever an application's own encoder makes a sequence of vectors of. What a trained network
+writes is decoded in `loom.translator`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
 from loom.data.pairs import SOURCE, TARGET, PairsConfig
-from loom.data.pipeline import Data, Ragged, Split
+from loom.data.pipeline import Column, Data, Ragged, Split, take_rows
 from loom.data.spec import Field, Spec
 from loom.data.tables import Bad
 from loom.data.tokens import PADDING, START, UNKNOWN, Tokenizer, Unit
@@ -36,8 +37,8 @@ MakeLayer = Callable[[str, Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)
-class Seq2SeqConfig(PairsConfig):
-    """Settings of networks that read one sequence and write another."""
+class DecoderConfig(PairsConfig):
+    """Settings of networks that read something and write a text."""
 
     model: Literal["transformer", "lstm", "gru"] = "transformer"
     """Layers of encoder and decoder: transformer blocks, or recurrent layers."""
@@ -51,8 +52,6 @@ class Seq2SeqConfig(PairsConfig):
     """Heads of a transformer's attention."""
     feed_forward_units: int = 256
     """Width of a transformer block's hidden layer."""
-    bidirectional: bool = True
-    """Whether a recurrent encoder reads the source from both ends, each direction with half of the units."""
     dropout: float = 0.1
     """Share of the values that is dropped in training: of tokens' vectors, and of what layers put out."""
     label_smoothing: float = 0.1
@@ -63,14 +62,12 @@ class Seq2SeqConfig(PairsConfig):
     """What texts are made of."""
     vocabulary_size: int = 4000
     """Number of tokens, at most."""
-    shared_vocabulary: bool = True
-    """One vocabulary, and one vector for each of its tokens, for both sides."""
     tie_output: bool = True
     """The tokens' vectors are the output's weights too."""
     lower: bool = False
     """Bring all texts into lower case."""
     max_length: int = 64
-    """Training pairs with more tokens on a side are left out; longer sources are cut, and answers end there."""
+    """Training pairs with a text of more tokens are left out; longer sources are cut, and answers end there."""
     decoding: Literal["beam", "greedy", "sampling"] = "beam"
     """How an answer is found: the best of a beam search, the likeliest token each time, or tokens by chance."""
     beam_width: int = 4
@@ -87,7 +84,6 @@ class Seq2SeqConfig(PairsConfig):
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, by name."""
         super().__post_init__()
-        self.require("regularization", self.regularization == "none", "is not used here; --dropout is")
         for name in ("units", "depth", "heads", "feed_forward_units", "beam_width"):
             self.require(name, getattr(self, name) >= 1, "must be at least 1")
         for name in ("dropout", "label_smoothing"):
@@ -100,8 +96,24 @@ class Seq2SeqConfig(PairsConfig):
         self.require("top_k", self.top_k >= 0, "must not be negative")
         self.require("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1")
         if self.model == "transformer":
+            self.require("attention", self.attention == type(self).attention, "chooses that of --model lstm and gru")
             self.require("units", self.units % self.heads == 0, f"must be a multiple of --heads {self.heads}")
-        elif self.bidirectional:
+
+
+@dataclass(frozen=True)
+class Seq2SeqConfig(DecoderConfig):
+    """Settings of networks that read a text and write another."""
+
+    bidirectional: bool = True
+    """Whether a recurrent encoder reads the source from both ends, each direction with half of the units."""
+    shared_vocabulary: bool = True
+    """One vocabulary, and one vector for each of its tokens, for both sides."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, by name."""
+        super().__post_init__()
+        self.require("regularization", self.regularization == "none", "is not used here; --dropout is")
+        if self.model != "transformer" and self.bidirectional:
             self.require("units", self.units % 2 == 0, "must be even, or the encoder --no-bidirectional")
 
 
@@ -109,29 +121,51 @@ def make_data(
     parts: dict[str, pd.DataFrame], examples: Examples, config: Seq2SeqConfig, notes: Sequence[str] = ()
 ) -> Data:
     """Pairs of texts as tokens, with vocabularies of the training part."""
-    train = parts["train"]
-    source, target = _fit_tokenizers(train, config)
-    bad, notes = [], list(notes)
-    encoded = {
-        part: (source.encode(list(frame[SOURCE])), target.encode(list(frame[TARGET]))) for part, frame in parts.items()
-    }
-    longest = np.maximum(*(tokens.lengths for tokens in encoded["train"]))
+    source, target = _fit_tokenizers(parts["train"], config)
+    encoded = {part: source.encode(list(frame[SOURCE])) for part, frame in parts.items()}
+    read = Field(SOURCE, "text", tokenizer=source.settings(max_length=config.max_length))
+    return with_targets(
+        parts, read, encoded, Field(TARGET, "text", tokenizer=target.settings()), examples, config, notes
+    )
+
+
+def with_targets(
+    parts: dict[str, pd.DataFrame],
+    source: Field,
+    encoded: Mapping[str, Column],
+    target: Field,
+    examples: Examples,
+    config: DecoderConfig,
+    notes: Sequence[str] = (),
+) -> Data:
+    """What is read, and the tokens to write after it.
+
+    Args:
+        parts: Raw examples of each part.
+        source: The column that is read.
+        encoded: What the network takes of it, for each part.
+        target: The column of texts to write, with its tokenizer.
+        examples: Where all of that is from, and what of it is bad.
+        config: Says how many tokens are too many.
+        notes: What was decided before.
+    """
+    tokenizer, train, bad, notes = Tokenizer(**target.tokenizer), parts["train"], [], list(notes)
+    pairs = {part: (encoded[part], tokenizer.encode(list(frame[target.name]))) for part, frame in parts.items()}
+    longest = np.max([column.lengths for column in pairs["train"] if isinstance(column, Ragged)], axis=0)
     kept = np.flatnonzero(longest <= config.max_length)
     if not len(kept):
         raise UserError(f"--max-length {config.max_length}: every training pair has more tokens")
     if len(kept) < len(train):
         why = f"has more than {config.max_length} tokens (--max-length): not trained on"
-        bad = [Bad(_shortened(train[SOURCE][row]), why) for row in np.flatnonzero(longest > config.max_length)]
+        shown = train[source.name if source.kind == "text" else target.name]
+        bad = [Bad(_shortened(shown[row]), why) for row in np.flatnonzero(longest > config.max_length)]
         notes.append(f"{len(bad)} of {len(train)} training pairs are left out: more than {config.max_length} tokens")
         parts = {**parts, "train": train.iloc[kept].reset_index(drop=True)}
-        encoded["train"] = (encoded["train"][0].take(kept), encoded["train"][1].take(kept))
-    most = int(encoded["train"][1].lengths.max())
+        pairs["train"] = (take_rows(pairs["train"][0], kept), pairs["train"][1].take(kept))
+    most = int(pairs["train"][1].lengths.max())
     statistics = {"examples": float(len(kept)), "most_tokens": float(min(config.max_length, most + ROOM))}
-    spec = Spec(
-        (Field(SOURCE, "text", tokenizer=source.settings(max_length=config.max_length), statistics=statistics),),
-        (Field(TARGET, "text", tokenizer=target.settings()),),
-    )
-    splits = {part: _split(parts[part], *encoded[part], config.max_length) for part in parts}
+    spec = Spec((source,), (replace(target, statistics=statistics),))
+    splits = {part: _split(parts[part], spec, *pair, config.max_length) for part, pair in pairs.items()}
     return Data(**splits, spec=spec, source=examples.source, bad=(*examples.bad, *bad), notes=tuple(notes))
 
 
@@ -148,9 +182,11 @@ def _shortened(text: str) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _split(frame: pd.DataFrame, source: Ragged, target: Ragged, max_length: int) -> Split:
-    source, target = _cut(source, max_length), _cut(target, max_length)
-    return Split(frame, {SOURCE: source, PREVIOUS: previous_tokens(target)}, {TARGET: target})
+def _split(frame: pd.DataFrame, spec: Spec, source: Column, target: Ragged, max_length: int) -> Split:
+    source = _cut(source, max_length) if isinstance(source, Ragged) else source
+    target = _cut(target, max_length)
+    inputs: dict[str, Column] = {spec.inputs[0].name: source, PREVIOUS: previous_tokens(target)}
+    return Split(frame, inputs, {spec.targets[0].name: target})
 
 
 def _cut(tokens: Ragged, most: int) -> Ragged:
@@ -180,6 +216,50 @@ def preprocess(config: Seq2SeqConfig, spec: Spec) -> keras.Model:
 
 def build(config: Seq2SeqConfig, spec: Spec) -> keras.Model:
     """Tokens of the source, and of the target up to each step, to the logits of the target's next token."""
+    return connect(config, spec, keras.Input((None,), dtype="int32", name=SOURCE), text_network)
+
+
+def loss(config: DecoderConfig, spec: Spec) -> dict[str, Any]:
+    """Cross-entropy of each token."""
+    return {spec.targets[0].name: layers.SmoothedCrossentropy(config.label_smoothing)}
+
+
+def metrics(config: DecoderConfig, spec: Spec) -> dict[str, Any]:
+    """Share of the tokens that are said right, after those before them."""
+    return {spec.targets[0].name: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
+
+
+class Encoded(NamedTuple):
+    """What has been read, and a decoder reads of it."""
+
+    sequence: Tensor
+    """Vectors of the source's steps in their context, (batch, source time, features)."""
+    context: Tensor = None
+    """One vector for all of it, (batch, features), which recurrent decoders begin with."""
+    mask: Tensor = None
+    """Which steps there are, (batch, source time); None for all."""
+
+
+class Network(NamedTuple):
+    """An encoder and the decoder that reads what it has read."""
+
+    encode: Callable[[Tensor], Encoded]
+    decoder: Decoder
+
+
+MakeNetwork = Callable[[Any, Spec, MakeLayer], Network]
+"""Gives the network that settings and data ask for, over new layers or those of a trained model."""
+
+
+def connect(config: DecoderConfig, spec: Spec, source: keras.KerasTensor, make: MakeNetwork) -> keras.Model:
+    """The model of a network that is trained: what is read, and the target up to each step, to the next token's logits.
+
+    Args:
+        config: The settings.
+        spec: Of the data.
+        source: The input that is read.
+        make: Makes the network.
+    """
     made: dict[str, Any] = {}
 
     def layer(name: str, make: Callable[[], Any]) -> Any:
@@ -187,85 +267,49 @@ def build(config: Seq2SeqConfig, spec: Spec) -> keras.Model:
             made[name] = make()
         return made[name]
 
-    network = make_network(config, spec, layer)
-    source = keras.Input((None,), dtype="int32", name=SOURCE)
+    network = make(config, spec, layer)
     previous = keras.Input((None,), dtype="int32", name=PREVIOUS)
-    encoded = network.encode(source)
-    logits = network.decode(previous, encoded)
+    encoded, decode = network.encode(source), network.decoder.decode
+    logits = decode(previous, encoded)
     if config.scheduled_sampling:
-        steps = config.epochs * -(-int(spec.input(SOURCE).statistics["examples"]) // config.batch_size)
+        steps = config.epochs * -(-int(spec.targets[0].statistics["examples"]) // config.batch_size)
         sampling = layers.ScheduledSampling(config.scheduled_sampling, steps, config.seed, name="scheduled_sampling")
-        logits = network.decode(sampling(previous, logits), encoded)
-    return keras.Model({SOURCE: source, PREVIOUS: previous}, {TARGET: logits})
+        logits = decode(sampling(previous, logits), encoded)
+    return keras.Model({source.name: source, PREVIOUS: previous}, {spec.targets[0].name: logits})
 
 
-def loss(config: Seq2SeqConfig, spec: Spec) -> dict[str, Any]:
-    """Cross-entropy of each token."""
-    return {TARGET: layers.SmoothedCrossentropy(config.label_smoothing)}
+def text_network(config: Seq2SeqConfig, spec: Spec, layer: MakeLayer) -> Network:
+    """The network from text to text that the settings name."""
+    source, target = (len(tokenizer) for tokenizer in tokenizers(spec))
+    if config.model == "transformer":
+        return Network(TransformerEncoder(config, source, layer).encode, TransformerDecoder(config, target, layer))
+    return Network(RecurrentEncoder(config, source, layer).encode, RecurrentDecoder(config, target, layer))
 
 
-def metrics(config: Seq2SeqConfig, spec: Spec) -> dict[str, Any]:
-    """Share of the tokens that are said right, after those before them."""
-    return {TARGET: [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]}
+def make_decoder(config: DecoderConfig, spec: Spec, layer: MakeLayer) -> Decoder:
+    """The decoder that the settings name."""
+    size = len(Tokenizer(**spec.targets[0].tokenizer))
+    return (TransformerDecoder if config.model == "transformer" else RecurrentDecoder)(config, size, layer)
 
 
-def make_network(config: Seq2SeqConfig, spec: Spec, layer: MakeLayer) -> Transformer | Recurrent:
-    """The network that the settings name, over new layers or those of a trained model."""
-    sizes = [len(tokenizer) for tokenizer in tokenizers(spec)]
-    return (Transformer if config.model == "transformer" else Recurrent)(config, sizes, layer)
+class Part:
+    """What encoders and decoders share: settings, layers by name, vectors of tokens, dropout."""
 
-
-class Network:
-    """What both kinds share: the tokens' vectors, and the output."""
-
-    def __init__(self, config: Seq2SeqConfig, sizes: Sequence[int], layer: MakeLayer) -> None:
+    def __init__(self, config: DecoderConfig, layer: MakeLayer) -> None:
         self.config = config
         self.layer = layer
 
-        def embedding(name: str, size: int, tie: bool) -> Any:
-            return layer(name, lambda: layers.TokenEmbedding(size, config.units, tie, name=name))
-
-        self.target_embedding = embedding("target_embedding", sizes[1], config.tie_output)
-        shared = config.shared_vocabulary
-        self.source_embedding = self.target_embedding if shared else embedding("source_embedding", sizes[0], True)
-        unsaid = np.zeros(sizes[1], np.float32)
-        unsaid[[PADDING, UNKNOWN, START]] = LOW
-        self._unsaid = unsaid
+    def embedding(self, name: str, size: int, tie: bool = True) -> Any:
+        """Vectors of tokens."""
+        return self.layer(name, lambda: layers.TokenEmbedding(size, self.config.units, tie, name=name))
 
     def dropout(self, tensor: Tensor, name: str) -> Tensor:
         """Some values dropped in training."""
         seed = self.config.seed + sum(map(ord, name))
         return self.layer(name, lambda: keras.layers.Dropout(self.config.dropout, seed=seed, name=name))(tensor)
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """What is said of the next token."""
-        return self.target_embedding(hidden, reverse=True)
-
-    def said(self, hidden: Tensor) -> Tensor:
-        """Logits for decoding: nothing but what may stand in a text, and its end."""
-        return keras.ops.cast(self.logits(hidden), "float32") + self._unsaid
-
-
-class TransformerMemory(NamedTuple):
-    """Keys and values of the source, for each block of the decoder."""
-
-    blocks: tuple[Any, ...]
-
-
-class Transformer(Network):
-    """Encoder and decoder of transformer blocks (Vaswani et al., 2017, "Attention is all you need"), norm first."""
-
-    def __init__(self, config: Seq2SeqConfig, sizes: Sequence[int], layer: MakeLayer) -> None:
-        super().__init__(config, sizes, layer)
-        names = range(1, config.depth + 1)
-        self.positions = layer("positions", lambda: layers.SinusoidalPositions(name="positions"))
-        encoder, decoder = layers.TransformerEncoderBlock, layers.TransformerDecoderBlock
-        self.encoder = [self._block(encoder, f"encoder_{number}") for number in names]
-        self.decoder = [self._block(decoder, f"decoder_{number}") for number in names]
-        self.source_norm = layer("source_norm", lambda: layers.LayerNorm(name="source_norm"))
-        self.target_norm = layer("target_norm", lambda: layers.LayerNorm(name="target_norm"))
-
-    def _block(self, kind: Any, name: str) -> Any:
+    def block(self, kind: Any, name: str) -> Any:
+        """A block of a transformer, norm first."""
         config = self.config
         return self.layer(
             name,
@@ -279,54 +323,141 @@ class Transformer(Network):
             ),
         )
 
-    def encode(self, source: Tensor) -> Tensor:
-        """Vectors of the source's tokens in their context, (batch, source time, units)."""
-        vectors = self.dropout(self.positions(self.source_embedding(source)), "source_dropout")
-        for block in self.encoder:
+
+def text_embedding(part: Part, config: Seq2SeqConfig, size: int) -> Any:
+    """Vectors of the source's tokens: those of the target's, if both share a vocabulary."""
+    if config.shared_vocabulary:
+        return part.embedding("target_embedding", size, config.tie_output)
+    return part.embedding("source_embedding", size)
+
+
+class TransformerEncoder(Part):
+    """Reads a text with transformer blocks (Vaswani et al., 2017, "Attention is all you need"), norm first."""
+
+    def __init__(self, config: Seq2SeqConfig, size: int, layer: MakeLayer) -> None:
+        super().__init__(config, layer)
+        self.embedded = text_embedding(self, config, size)
+        self.positions = layer("positions", lambda: layers.SinusoidalPositions(name="positions"))
+        names = [f"encoder_{number}" for number in range(1, config.depth + 1)]
+        self.blocks = [self.block(layers.TransformerEncoderBlock, name) for name in names]
+        self.norm = layer("source_norm", lambda: layers.LayerNorm(name="source_norm"))
+
+    def encode(self, source: Tensor) -> Encoded:
+        """Reads tokens, (batch, source time)."""
+        vectors = self.dropout(self.positions(self.embedded(source)), "source_dropout")
+        for block in self.blocks:
             vectors = block(vectors)
-        return self.source_norm(vectors)
+        return Encoded(self.norm(vectors), mask=source != PADDING)
 
-    def decode(self, previous: Tensor, encoded: Tensor) -> Tensor:
+
+class RecurrentEncoder(Part):
+    """Reads a text with recurrent layers, in one direction or in both."""
+
+    def __init__(self, config: Seq2SeqConfig, size: int, layer: MakeLayer) -> None:
+        super().__init__(config, layer)
+        self.bidirectional = config.bidirectional
+        self.embedded = text_embedding(self, config, size)
+        self.recurrent = [self._layer(f"encoder_{number}") for number in range(1, config.depth + 1)]
+
+    def _layer(self, name: str) -> Any:
+        kind, units = {"lstm": layers.LSTM, "gru": layers.GRU}[self.config.model], self.config.units
+        options = {"return_sequences": True, "return_state": True}
+        if not self.bidirectional:
+            return self.layer(name, lambda: kind(units, name=name, **options))
+        return self.layer(name, lambda: layers.Bidirectional(kind(units // 2, **options), name=name))
+
+    def encode(self, source: Tensor) -> Encoded:
+        """Reads tokens, (batch, source time)."""
+        vectors = self.embedded(source)
+        for number, layer in enumerate(self.recurrent, start=1):
+            vectors, *finals = layer(self.dropout(vectors, f"encoder_dropout_{number}"))
+        hidden = finals[:: len(finals) // (2 if self.bidirectional else 1)]
+        context = hidden[0]
+        if self.bidirectional:
+            context = self.layer("context", lambda: keras.layers.Concatenate(name="context"))(hidden)
+        return Encoded(vectors, context, source != PADDING)
+
+
+class Decoder(Part):
+    """Writes tokens after what has been read: all steps at once in training, one at a time in decoding."""
+
+    def __init__(self, config: DecoderConfig, size: int, layer: MakeLayer) -> None:
+        super().__init__(config, layer)
+        self.embedded = self.embedding("target_embedding", size, config.tie_output)
+        unsaid = np.zeros(size, np.float32)
+        unsaid[[PADDING, UNKNOWN, START]] = LOW
+        self._unsaid = unsaid
+
+    def decode(self, previous: Tensor, encoded: Encoded) -> Tensor:
         """Logits of each next token, (batch, time, tokens)."""
-        vectors = self.dropout(self.positions(self.target_embedding(previous)), "target_dropout")
-        for block in self.decoder:
-            vectors = block(vectors, encoded)
-        return self.logits(self.target_norm(vectors))
+        raise NotImplementedError
 
-    def begin(self, source: Tensor, most_tokens: int) -> tuple[Any, Any]:
+    def begin(self, encoded: Encoded, most_tokens: int) -> tuple[Any, Any]:
         """State before the first token, and what all steps read."""
-        encoded, batch = self.encode(source), keras.ops.shape(source)[0]
-        caches = [block.empty_cache(batch, most_tokens, encoded, source != PADDING) for block in self.decoder]
+        raise NotImplementedError
+
+    def step(self, tokens: Tensor, state: Any, memory: Any) -> tuple[Tensor, Any]:
+        """Logits of the token after the last ones, (batch, tokens), and the next state."""
+        raise NotImplementedError
+
+    def attention_scores(self, encoded: Encoded, previous: Tensor) -> Tensor:
+        """What each step reads of the source, (batch, time, source time)."""
+        raise NotImplementedError
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """What is said of the next token."""
+        return self.embedded(hidden, reverse=True)
+
+    def said(self, hidden: Tensor) -> Tensor:
+        """Logits for decoding: nothing but what may stand in a text, and its end."""
+        return keras.ops.cast(self.logits(hidden), "float32") + self._unsaid
+
+
+class TransformerMemory(NamedTuple):
+    """Keys and values of the source, for each block of the decoder."""
+
+    blocks: tuple[Any, ...]
+
+
+class TransformerDecoder(Decoder):
+    """Transformer blocks with attention to the source, norm first."""
+
+    def __init__(self, config: DecoderConfig, size: int, layer: MakeLayer) -> None:
+        super().__init__(config, size, layer)
+        self.positions = layer("positions", lambda: layers.SinusoidalPositions(name="positions"))
+        names = [f"decoder_{number}" for number in range(1, config.depth + 1)]
+        self.blocks = [self.block(layers.TransformerDecoderBlock, name) for name in names]
+        self.norm = layer("target_norm", lambda: layers.LayerNorm(name="target_norm"))
+
+    def decode(self, previous: Tensor, encoded: Encoded) -> Tensor:
+        """Logits of each next token, (batch, time, tokens)."""
+        vectors = self.dropout(self.positions(self.embedded(previous)), "target_dropout")
+        for block in self.blocks:
+            vectors = block(vectors, encoded.sequence)
+        return self.logits(self.norm(vectors))
+
+    def begin(self, encoded: Encoded, most_tokens: int) -> tuple[Any, Any]:
+        """State before the first token, and what all steps read."""
+        batch = keras.ops.shape(encoded.sequence)[0]
+        caches = [block.empty_cache(batch, most_tokens, encoded.sequence, encoded.mask) for block in self.blocks]
         return tuple(cache.own for cache in caches), TransformerMemory(tuple(cache.memory for cache in caches))
 
     def step(self, tokens: Tensor, state: Any, memory: TransformerMemory) -> tuple[Tensor, Any]:
         """Logits of the token after the last ones, (batch, tokens), and the next state."""
-        vectors = self.target_embedding(keras.ops.expand_dims(tokens, 1))
+        vectors = self.embedded(keras.ops.expand_dims(tokens, 1))
         vectors = self.positions(vectors, start=state[0].length)
         caches = []
-        for block, own, read in zip(self.decoder, state, memory.blocks, strict=True):
+        for block, own, read in zip(self.blocks, state, memory.blocks, strict=True):
             vectors, cache = block.extend(vectors, layers.transformer.DecoderCache(own, read))
             caches.append(cache.own)
-        return self.said(self.target_norm(vectors)[:, 0]), tuple(caches)
+        return self.said(self.norm(vectors)[:, 0]), tuple(caches)
 
-    def attention_scores(self, source: Tensor, previous: Tensor) -> Tensor:
+    def attention_scores(self, encoded: Encoded, previous: Tensor) -> Tensor:
         """What each step reads of the source in the last block, the mean over its heads, (batch, time, source time)."""
-        encoded, mask = self.encode(source), source != PADDING
-        vectors = self.positions(self.target_embedding(previous))
-        for block in self.decoder:
-            vectors, scores = block.memory_scores(vectors, encoded, previous != PADDING, mask)
+        vectors = self.positions(self.embedded(previous))
+        for block in self.blocks:
+            vectors, scores = block.memory_scores(vectors, encoded.sequence, previous != PADDING, encoded.mask)
         return keras.ops.mean(scores, axis=1)
-
-
-class Encoded(NamedTuple):
-    """What a recurrent encoder has read."""
-
-    sequence: Tensor
-    """Vectors of the source's tokens in their context, (batch, source time, units)."""
-    context: Tensor
-    """One vector for all of it, (batch, units)."""
-    states: tuple[tuple[Tensor, ...], ...]
-    """For each layer of the decoder its states before the first token, (batch, units) each."""
 
 
 class RecurrentMemory(NamedTuple):
@@ -336,8 +467,8 @@ class RecurrentMemory(NamedTuple):
     mask: Tensor
 
 
-class Recurrent(Network):
-    """Encoder and decoder of recurrent layers, with attention between them or without.
+class RecurrentDecoder(Decoder):
+    """Recurrent layers with attention to the source, or without.
 
     The decoder's first layer reads the tokens; with its state as query, attention reads the source (Luong, Pham and
     Manning, 2015, "Effective approaches to attention-based neural machine translation"); further layers and the output
@@ -345,10 +476,9 @@ class Recurrent(Network):
     training. Without attention a context vector (Cho et al., 2014) takes its place.
     """
 
-    def __init__(self, config: Seq2SeqConfig, sizes: Sequence[int], layer: MakeLayer) -> None:
-        super().__init__(config, sizes, layer)
-        self.encoder = [self._encoder_layer(f"encoder_{number}") for number in range(1, config.depth + 1)]
-        self.decoder = [self._recurrent(config.units, f"decoder_{number}") for number in range(1, config.depth + 1)]
+    def __init__(self, config: DecoderConfig, size: int, layer: MakeLayer) -> None:
+        super().__init__(config, size, layer)
+        self.recurrent = [self._layer(f"decoder_{number}") for number in range(1, config.depth + 1)]
         attentions = {
             "additive": lambda: layers.AdditiveAttention(config.units, name="attention"),
             "multiplicative": lambda: layers.MultiplicativeAttention(
@@ -359,60 +489,45 @@ class Recurrent(Network):
         self.attention = layer("attention", attentions[config.attention])
         self.hidden = layer("hidden", lambda: keras.layers.Dense(config.units, "tanh", name="hidden"))
 
-    def _recurrent(self, units: int, name: str, **options: Any) -> Any:
+    def _layer(self, name: str) -> Any:
         kind = {"lstm": layers.LSTM, "gru": layers.GRU}[self.config.model]
-        return self.layer(name, lambda: kind(units, return_sequences=True, name=name, **options))
+        return self.layer(name, lambda: kind(self.config.units, return_sequences=True, name=name))
 
-    def _encoder_layer(self, name: str) -> Any:
-        config = self.config
-        kind = {"lstm": layers.LSTM, "gru": layers.GRU}[config.model]
-        options = {"return_sequences": True, "return_state": True}
-        if not config.bidirectional:
-            return self.layer(name, lambda: kind(config.units, name=name, **options))
-        return self.layer(name, lambda: layers.Bidirectional(kind(config.units // 2, **options), name=name))
-
-    def encode(self, source: Tensor) -> Encoded:
-        """Reads the source."""
-        vectors = self.source_embedding(source)
-        for number, encoder in enumerate(self.encoder, start=1):
-            vectors, *finals = encoder(self.dropout(vectors, f"encoder_dropout_{number}"))
-        per_direction = len(finals) // (2 if self.config.bidirectional else 1)
-        hidden = finals[::per_direction]
-        context = hidden[0]
-        if self.config.bidirectional:
-            context = self.layer("context", lambda: keras.layers.Concatenate(name="context"))(hidden)
-        states = tuple(
-            tuple(self._first_state(context, f"state_{layer}_{state}") for state in range(1, per_direction + 1))
-            for layer in range(1, self.config.depth + 1)
+    def first_states(self, encoded: Encoded) -> tuple[tuple[Tensor, ...], ...]:
+        """For each layer its states before the first token, (batch, units) each."""
+        return tuple(
+            tuple(self._first_state(encoded.context, f"state_{number}_{state}") for state in range(1, count + 1))
+            for number, count in enumerate((layer.state_count for layer in self.recurrent), start=1)
         )
-        return Encoded(vectors, context, states)
 
     def _first_state(self, context: Tensor, name: str) -> Tensor:
         return self.layer(name, lambda: keras.layers.Dense(self.config.units, "tanh", name=name))(context)
 
     def decode(self, previous: Tensor, encoded: Encoded) -> Tensor:
         """Logits of each next token, (batch, time, tokens)."""
-        vectors, context = self.target_embedding(previous), None
+        states = self.first_states(encoded)
+        vectors, context = self.embedded(previous), None
         read = encoded.context if self.config.attention == "none" else encoded.sequence
-        for number, decoder in enumerate(self.decoder, start=1):
+        for number, (layer, state) in enumerate(zip(self.recurrent, states, strict=True), start=1):
             vectors = self.dropout(vectors, f"decoder_dropout_{number}")
-            output = decoder(vectors, list(encoded.states[number - 1]))
+            output = layer(vectors, list(state))
             context = self.attention(output, read) if context is None else context
             join = self.layer(f"join_{number}", partial(keras.layers.Concatenate, name=f"join_{number}"))
             vectors = join([output, context])
         return self.logits(self.dropout(self.hidden(vectors), "output_dropout"))
 
-    def begin(self, source: Tensor, most_tokens: int) -> tuple[Any, Any]:
+    def begin(self, encoded: Encoded, most_tokens: int) -> tuple[Any, Any]:
         """State before the first token, and what all steps read."""
-        encoded = self.encode(source)
-        read = encoded.context if self.config.attention == "none" else encoded.sequence
-        return encoded.states, RecurrentMemory(read, source != PADDING)
+        read, mask = encoded.context if self.config.attention == "none" else encoded.sequence, encoded.mask
+        if mask is None:
+            mask = keras.ops.ones(keras.ops.shape(encoded.sequence)[:2], "bool")
+        return self.first_states(encoded), RecurrentMemory(read, mask)
 
     def step(self, tokens: Tensor, state: Any, memory: RecurrentMemory) -> tuple[Tensor, Any]:
         """Logits of the token after the last ones, (batch, tokens), and the next state."""
-        vectors, context, states = self.target_embedding(keras.ops.expand_dims(tokens, 1))[:, 0], None, []
-        for decoder, old in zip(self.decoder, state, strict=True):
-            output, new = decoder.step(vectors, old)
+        vectors, context, states = self.embedded(keras.ops.expand_dims(tokens, 1))[:, 0], None, []
+        for layer, old in zip(self.recurrent, state, strict=True):
+            output, new = layer.step(vectors, old)
             context = self._context(output, memory) if context is None else context
             vectors = keras.ops.concatenate([output, context], axis=-1)
             states.append(new)
@@ -423,17 +538,14 @@ class Recurrent(Network):
             return memory.encoded
         return self.attention(keras.ops.expand_dims(output, 1), memory.encoded, value_mask=memory.mask)[:, 0]
 
-    def attention_scores(self, source: Tensor, previous: Tensor) -> Tensor:
+    def attention_scores(self, encoded: Encoded, previous: Tensor) -> Tensor:
         """What each step reads of the source, (batch, time, source time).
 
         Raises:
             UserError: There is no attention.
         """
         if self.config.attention == "none":
-            raise UserError("--attention none: nothing says which words of the source are read")
-        encoded = self.encode(source)
-        queries = self.decoder[0](self.target_embedding(previous), list(encoded.states[0]))
-        _, scores = self.attention(
-            queries, encoded.sequence, value_mask=source != PADDING, return_attention_scores=True
-        )
+            raise UserError("--attention none: nothing says which parts of the source are read")
+        queries = self.recurrent[0](self.embedded(previous), list(self.first_states(encoded)[0]))
+        _, scores = self.attention(queries, encoded.sequence, value_mask=encoded.mask, return_attention_scores=True)
         return scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -72,6 +72,14 @@ class Trained:
     def predict(self, frame: pd.DataFrame) -> list[Answer]:
         """One answer for each raw example."""
         return list(self.app.predict(self, frame)) if len(frame) else []
+
+    def stream(self, example: Mapping[str, Any]) -> Iterator[Answer]:
+        """The answer to one raw example as it grows, whole at the end; of an application that streams."""
+        assert self.app.stream is not None
+        import pandas as pd
+
+        for (answer,) in self.app.stream(self, pd.DataFrame([example])):
+            yield answer
 
     def outputs(self, frame: pd.DataFrame) -> dict[str, np.ndarray]:
         """The core model's outputs for raw examples, by name."""

@@ -1,4 +1,4 @@
-"""What a trained sequence-to-sequence network writes: texts in, texts out; with scores, and what it read for each."""
+"""What a trained network writes about texts or images: its answers with scores, and what it read for each word."""
 
 from __future__ import annotations
 
@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
-from loom.data.pairs import SOURCE
-from loom.data.pipeline import Batches, Buckets, Ragged
-from loom.data.tokens import END, START
+from loom.data.pipeline import Batches, Buckets, Column, Ragged
+from loom.data.tokens import END, START, Tokenizer
 from loom.lazy import layers, tf
-from loom.seq2seq import Seq2SeqConfig, make_network, previous_tokens, tokenizers
+from loom.seq2seq import DecoderConfig, MakeNetwork, previous_tokens, text_network
 
 if TYPE_CHECKING:
     from loom.trained import Trained
 
 BATCH = 64
-"""Texts that are written at a time."""
+"""Answers that are written at a time."""
 Tensor = Any
 
 
@@ -32,93 +31,106 @@ class Written(NamedTuple):
 
 
 class Translator:
-    """Writes answers with a trained network: batches of texts, step by step, as one compiled function.
+    """Writes answers with a trained network: batches of them, step by step, as one compiled function.
 
     Args:
-        trained: A model that `loom.seq2seq.build` built, with its settings and vocabularies.
+        trained: A model that `loom.seq2seq.connect` built, with its settings and vocabularies.
+        make: Makes its network.
     """
 
-    def __init__(self, trained: Trained) -> None:
+    def __init__(self, trained: Trained, make: MakeNetwork = text_network) -> None:
         self._trained = trained
-        self._config = cast("Seq2SeqConfig", trained.config)
-        self._most_tokens = int(trained.spec.input(SOURCE).statistics["most_tokens"])
-        self._source, self._target = tokenizers(trained.spec)
-        self._network = make_network(self._config, trained.spec, lambda name, make: trained.core.get_layer(name))
-        self._asked: Counter[str] = Counter()
-        tokens, numbers = tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((self._most_tokens, None), tf.float32)
-        self._beam = tf.function(self._decode_beam, input_signature=[tokens], autograph=False)
-        self._greedy = tf.function(self._decode_greedy, input_signature=[tokens], autograph=False)
-        self._sample = tf.function(self._decode_sample, input_signature=[tokens, numbers], autograph=False)
+        self._config = cast("DecoderConfig", trained.config)
+        self._read, target = trained.spec.inputs[0], trained.spec.targets[0]
+        self._most_tokens = int(target.statistics["most_tokens"])
+        self._target = Tokenizer(**target.tokenizer)
+        self._network = make(self._config, trained.spec, lambda name, make: trained.core.get_layer(name))
+        self._asked: Counter[int] = Counter()
+        tensor = trained.core.input[self._read.name]
+        source, numbers = tf.TensorSpec(tensor.shape, tensor.dtype), tf.TensorSpec((self._most_tokens, None))
+        self._beam = tf.function(self._decode_beam, input_signature=[source], autograph=False)
+        self._greedy = tf.function(self._decode_greedy, input_signature=[source], autograph=False)
+        self._sample = tf.function(self._decode_sample, input_signature=[source, numbers], autograph=False)
 
     @classmethod
-    def of(cls, trained: Trained) -> Translator:
+    def of(cls, trained: Trained, make: MakeNetwork = text_network) -> Translator:
         """The translator of a trained model, always the same one."""
-        return trained.kept("translator", lambda: cls(trained))
+        return trained.kept("translator", lambda: cls(trained, make))
 
-    def write(self, texts: Sequence[str], decoding: str = "") -> list[Written]:
-        """An answer to each text, found as the settings say or as `decoding` does (`beam`, `greedy` or `sampling`).
+    def write(self, sources: Sequence[Any], decoding: str = "") -> list[Written]:
+        """An answer to each text or image, found as the settings say or as `decoding` does.
 
-        With sampling the numbers that decide follow from the seed, the text, and how often it has come: the same text
-        gets another answer the next time, and the same answers in the same order in every process.
+        With sampling the numbers that decide follow from the seed, what is read, and how often it has come: the same
+        text gets another answer the next time, and the same answers in the same order in every process.
+
+        Args:
+            sources: Raw examples.
+            decoding: `beam`, `greedy` or `sampling`.
         """
-        if not len(texts):
+        if not len(sources):
             return []
-        how = decoding or self._config.decoding
-        source = self._tokens(texts)
-        numbers = self._uniforms(texts) if how == "sampling" else None
-        batches = Batches({SOURCE: source}, {}, BATCH, Buckets.fit({SOURCE: source}, {}, self._config.buckets))
+        name, how = self._read.name, decoding or self._config.decoding
+        columns = {name: self._encoded(sources)}
+        numbers = self._uniforms(columns[name]) if how == "sampling" else None
+        batches = Batches(columns, {}, BATCH, Buckets.fit(columns, {}, self._config.buckets))
         answers: dict[int, Written] = {}
         for (rows, _), (inputs, _) in zip(batches.plan(), batches, strict=True):
-            tokens = tf.constant(inputs[SOURCE])
+            source = tf.constant(inputs[name])
             if numbers is None:
-                found = (self._beam if how == "beam" else self._greedy)(tokens)
+                found = (self._beam if how == "beam" else self._greedy)(source)
             else:
-                found = self._sample(tokens, tf.constant(numbers[:, rows]))
+                found = self._sample(source, tf.constant(numbers[:, rows]))
             written = zip(self._target.decode(found.tokens.numpy()), found.scores.numpy().tolist(), strict=True)
             answers |= {int(row): Written(*answer) for row, answer in zip(rows, written, strict=True)}
-        return [answers[row] for row in range(len(texts))]
+        return [answers[row] for row in range(len(sources))]
 
-    def attention(self, source: str, target: str) -> tuple[np.ndarray, list[str], list[str]]:
-        """How much of each token of the source is read for each token of a target, and those tokens as text.
+    def attention(self, source: Any, target: str) -> tuple[np.ndarray, list[str]]:
+        """How much of each step of the source is read for each token of a target, and those tokens as text.
 
         Returns:
-            Weights (target tokens, source tokens) and both sides' tokens.
+            Weights (target tokens, source steps) and the target's tokens.
 
         Raises:
             UserError: The network has no attention.
         """
-        rows = np.array([0])
-        inputs, outputs = self._tokens([source]), self._target.encode([target])
-        padded = [each.padded(rows, len(each.values)) for each in (inputs, previous_tokens(outputs))]
-        scores = self._network.attention_scores(*map(tf.constant, padded))
-        return (
-            scores.numpy()[0].astype(np.float32),
-            self._source.pieces(inputs.values.tolist()),
-            self._target.pieces(outputs.values.tolist()),
-        )
+        encoded, target_tokens = self._encoded([source]), self._target.encode([target])
+        previous = tf.constant(previous_tokens(target_tokens).values[None])
+        read = encoded.values[None] if isinstance(encoded, Ragged) else encoded
+        scores = self._network.decoder.attention_scores(self._network.encode(tf.constant(read)), previous)
+        return scores.numpy()[0].astype(np.float32), self._target.pieces(target_tokens.values.tolist())
 
-    def _tokens(self, texts: Sequence[str]) -> Ragged:
-        """What the network reads of each text."""
+    def source_tokens(self, source: str) -> list[str]:
+        """A text as the tokens that are read."""
+        tokens = self._encoded([source])
+        assert isinstance(tokens, Ragged)
+        return Tokenizer(**self._read.tokenizer).pieces(tokens.values.tolist())
+
+    def _encoded(self, sources: Sequence[Any]) -> Column:
+        """What the network reads of each text or image."""
         import pandas as pd
 
-        tokens = self._trained.encode(pd.DataFrame({SOURCE: list(texts)}))[SOURCE]
-        assert isinstance(tokens, Ragged)
-        return tokens
+        name = self._read.name
+        return self._trained.encode(pd.DataFrame({name: pd.Series(list(sources), dtype=object)}))[name]
 
-    def _uniforms(self, texts: Sequence[str]) -> np.ndarray:
+    def _uniforms(self, column: Column) -> np.ndarray:
         columns = []
-        for text in texts:
-            seed = (self._config.seed, zlib.crc32(text.encode()), self._asked[text])
-            columns.append(np.random.default_rng(seed).uniform(size=self._most_tokens).astype(np.float32))
-            self._asked[text] += 1
+        for row in range(len(column)):
+            read = column.take(np.array([row])).values if isinstance(column, Ragged) else column[row]
+            key = zlib.crc32(np.ascontiguousarray(read).tobytes())
+            rng = np.random.default_rng((self._config.seed, key, self._asked[key]))
+            columns.append(rng.uniform(size=self._most_tokens).astype(np.float32))
+            self._asked[key] += 1
         return np.stack(columns, axis=1)
+
+    def _begin(self, source: Tensor) -> tuple[Any, Any]:
+        return self._network.decoder.begin(self._network.encode(source), self._most_tokens)
 
     def _decode_beam(self, source: Tensor) -> Any:
         config = self._config
-        state, memory = self._network.begin(source, self._most_tokens)
+        state, memory = self._begin(source)
         memory = layers.repeated(memory, config.beam_width)
         return layers.beam_search(
-            lambda tokens, state: self._network.step(tokens, state, memory),
+            lambda tokens, state: self._network.decoder.step(tokens, state, memory),
             self._starts(source),
             state,
             self._most_tokens,
@@ -128,9 +140,9 @@ class Translator:
         )
 
     def _decode_greedy(self, source: Tensor) -> Any:
-        state, memory = self._network.begin(source, self._most_tokens)
+        state, memory = self._begin(source)
         return layers.greedy(
-            lambda tokens, state: self._network.step(tokens, state, memory),
+            lambda tokens, state: self._network.decoder.step(tokens, state, memory),
             self._starts(source),
             state,
             self._most_tokens,
@@ -139,9 +151,9 @@ class Translator:
 
     def _decode_sample(self, source: Tensor, uniforms: Tensor) -> Any:
         config = self._config
-        state, memory = self._network.begin(source, self._most_tokens)
+        state, memory = self._begin(source)
         return layers.sample(
-            lambda tokens, state: self._network.step(tokens, state, memory),
+            lambda tokens, state: self._network.decoder.step(tokens, state, memory),
             self._starts(source),
             state,
             uniforms,

@@ -134,6 +134,27 @@ def test_the_table_of_applications_is_the_recorded_one(monkeypatch: pytest.Monke
         assert line(row) in page
 
 
+def test_the_tables_of_textgen_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not (RESULTS / "textgen.json").exists():
+        pytest.skip("not recorded yet")
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    page, found = (ROOT / "docs" / "textgen.md").read_text(encoding="utf-8"), results("textgen")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "textgen.py"))
+    for row in found["rows"]:
+        assert script["line"](row) in page
+    for row in found["writing"]:
+        assert script["writing_line"](row) in page
+
+
+def test_the_tables_of_translation_are_the_recorded_ones() -> None:
+    page = (ROOT / "docs" / "translation.md").read_text(encoding="utf-8")
+    found, benchmark = results("translation"), runpy.run_path(str(ROOT / "benchmarks" / "translation.py"))
+    for row in found["rows"]:
+        assert benchmark["line"](row) in page
+    for row in found["differences"]:
+        assert benchmark["difference_line"](row) in page
+
+
 def test_the_titanic_table_is_the_recorded_one() -> None:
     page, summary = (ROOT / "docs" / "tabular.md").read_text(encoding="utf-8"), results("titanic")["summary"]
     mean = summary["mean"]

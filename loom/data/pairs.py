@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loom.config import TrainingConfig
+from loom.data.parts import read_parts
 from loom.data.sources import TFDS, Examples, read_tfds, split_examples
 from loom.data.tables import Bad, Table, check_bad, read_fields, read_table
 from loom.errors import UserError
@@ -20,8 +21,7 @@ LINES = (".tsv", ".tab", ".txt")
 """Suffixes of files that hold a pair in each line and no header."""
 MOST_CHARACTERS = 2000
 """Longer texts are no sentences, but files that are broken."""
-OTHER_PARTS = {"test": ("test",), "validation": ("validation", "valid", "val", "dev")}
-"""What the files of other parts are called where the training part is called `train`."""
+SUFFIXES = frozenset({*LINES, ".csv"})
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class PairsConfig(TrainingConfig):
 def read_pairs(config: PairsConfig, sample: Callable[[], pd.DataFrame]) -> tuple[Examples, list[str]]:
     """Pairs of texts from what `--data` names, in columns `source` and `target`, and notes on how they were read.
 
-    A file without a header line holds a pair in each line, with a tab between. Where the name of a file has `train` in
-    it, the files beside it that have `test` and `val` (or `valid`, `validation`, `dev`) there are the other parts.
+    A file without a header line holds a pair in each line, with a tab between. Parts may be files of their own, see
+    `loom.data.parts.read_parts`.
 
     Raises:
         UserError: The source is missing or unreadable, or more of it is than `--max-bad` allows.
@@ -54,23 +54,23 @@ def read_pairs(config: PairsConfig, sample: Callable[[], pd.DataFrame]) -> tuple
         examples = Examples(sample(), None, "built-in sample")
     elif config.data.startswith(TFDS):
         wanted = [name for name in (config.source_column, config.target_column) if name]
-        examples = _two_columns(read_tfds(config, wanted, wanted), config, notes)
+        examples = _two_columns(read_tfds(config, wanted, wanted), (SOURCE, TARGET), config, notes)
     else:
-        examples = _read_files(config, notes)
-    return _usable(examples, config), notes
+        examples = read_files(config, (SOURCE, TARGET), notes)
+    return usable(examples, config, (SOURCE, TARGET)), notes
 
 
-def split_pairs(examples: Examples, config: TrainingConfig) -> dict[str, pd.DataFrame]:
-    """Train, validation and test part; all pairs with the same source are in one of them."""
-    firsts = replace(examples, train=examples.train.drop_duplicates(SOURCE))
+def split_pairs(examples: Examples, config: TrainingConfig, source: str = SOURCE) -> dict[str, pd.DataFrame]:
+    """Train, validation and test part; all pairs with the same value in the column `source` are in one of them."""
+    firsts = replace(examples, train=examples.train.drop_duplicates(source))
     parts = split_examples(firsts, config, lambda part: None)
     if len(firsts.train) == len(examples.train):
         return parts
     # Pairs of a source that several parts of the data have themselves stay where they are.
-    others = examples.train[examples.train.duplicated(SOURCE)]
+    others = examples.train[examples.train.duplicated(source)]
     own = {"validation": examples.validation, "test": examples.test}
     return {
-        name: part if own.get(name) is not None else _concatenated(part, others[others[SOURCE].isin(part[SOURCE])])
+        name: part if own.get(name) is not None else _concatenated(part, others[others[source].isin(part[source])])
         for name, part in parts.items()
     }
 
@@ -81,74 +81,61 @@ def _concatenated(*frames: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _read_files(config: PairsConfig, notes: list[str]) -> Examples:
-    path = Path(config.data)
-    if path.is_dir():
-        raise UserError(f"--data {config.data}: is a folder; name the file with the training pairs in it")
-    if not path.exists():
-        raise UserError(f"--data {config.data}: no such file (built-in data: --data sample; TFDS: --data tfds:NAME)")
-    files = {"train": path, **other_parts(path)}
-    tables = {part: _read_file(file, config) for part, file in files.items()}
-    for file, table in zip(files.values(), tables.values(), strict=True):
-        check_bad(table.bad, table.total, config.max_bad, f"rows of {file.name}")
-    if len(files) > 1:
-        notes.append(f"{', '.join(f'{part} pairs are those of {file.name}' for part, file in files.items())}")
-    order = [tables[part] for part in ("train", "test", "validation") if part in tables]
-    bad = tuple(entry for table in order for entry in table.bad)
-    frames = {part: table.frame for part, table in tables.items()}
-    test, validation = frames.get("test"), frames.get("validation")
-    examples = Examples(frames["train"], test, str(path.resolve()), bad, tuple(order), validation)
-    return _two_columns(examples, config, notes)
+def read_files(config: PairsConfig, names: tuple[str, str], notes: list[str]) -> Examples:
+    """The two columns of the file or folder that `--data` names, under these names.
+
+    Raises:
+        UserError: A file is missing or unreadable, or more of it is than `--max-bad` allows.
+    """
+    columns = [name for name in (config.source_column, config.target_column) if name]
+
+    def read(path: Path) -> Table:
+        lines = path.suffix.lower() in LINES and not config.source_column
+        table = read_fields(path, columns or [SOURCE, TARGET]) if lines else read_table(path, columns, frozenset({""}))
+        columns.extend(list(table.frame)[len(columns) : 2])  # which further files have to have
+        return table
+
+    examples, parts = read_parts(config, SUFFIXES, read, "rows")
+    notes += parts
+    return _two_columns(examples, names, config, notes)
 
 
-def other_parts(path: Path) -> dict[str, Path]:
-    """Files beside that of the training part that hold the others, by the names of the parts."""
-    head, train, tail = path.name.rpartition("train")
-    found: dict[str, Path] = {}
-    for part, names in OTHER_PARTS.items() if train else ():
-        existing = [file for name in names if (file := path.with_name(head + name + tail)).is_file()]
-        found |= {part: existing[0]} if existing else {}
-    return found
-
-
-def _read_file(path: Path, config: PairsConfig) -> Table:
-    if path.suffix.lower() in LINES and not config.source_column:
-        return read_fields(path, [SOURCE, TARGET])
-    required = [name for name in (config.source_column, config.target_column) if name]
-    return read_table(path, required, missing=frozenset({""}))
-
-
-def _two_columns(examples: Examples, config: PairsConfig, notes: list[str]) -> Examples:
-    """The same examples with the columns `source` and `target` alone."""
-    names = list(map(str, examples.train.columns))
-    chosen = [config.source_column, config.target_column] if config.source_column else names[:2]
+def _two_columns(examples: Examples, names: tuple[str, str], config: PairsConfig, notes: list[str]) -> Examples:
+    """The same examples with two columns alone, under new names."""
+    columns = list(map(str, examples.train.columns))
+    chosen = [config.source_column, config.target_column] if config.source_column else columns[:2]
     if len(chosen) < 2:
-        raise UserError(f"--data {config.data}: has one column only, {names[0]!r}; pairs need two")
+        raise UserError(f"--data {config.data}: has one column only, {columns[0]!r}; pairs need two")
     if chosen != [SOURCE, TARGET] and not config.source_column:
         notes.append(
-            f"column {chosen[0]!r} is the source and {chosen[1]!r} the target; "
+            f"column {chosen[0]!r} is the {names[0]} and {chosen[1]!r} the {names[1]}; "
             f"--source-column and --target-column choose others"
         )
 
     def renamed(frame: pd.DataFrame | None) -> pd.DataFrame:
-        return None if frame is None else frame[chosen].set_axis([SOURCE, TARGET], axis=1)
+        return None if frame is None else frame[chosen].set_axis(list(names), axis=1)
 
     return replace(
         examples, train=renamed(examples.train), test=renamed(examples.test), validation=renamed(examples.validation)
     )
 
 
-def _usable(examples: Examples, config: TrainingConfig) -> Examples:
-    """Quarantine the pairs that lack a text, or hold one of thousands of characters."""
+def usable(examples: Examples, config: TrainingConfig, texts: Sequence[str]) -> Examples:
+    """Quarantine the rows that lack one of these texts, or hold one of thousands of characters.
+
+    Raises:
+        UserError: There are more of them than `--max-bad` allows.
+    """
     whole = examples.whole
-    whys = [_why_bad(pair) for pair in zip(whole[SOURCE], whole[TARGET], strict=True)]
+    whys = [_why_bad(dict(zip(texts, row, strict=True))) for row in zip(*(whole[name] for name in texts), strict=True)]
     bad = [Bad(examples.where(row), why) for row, why in enumerate(whys) if why]
-    check_bad(bad, len(whole), config.max_bad, f"rows of {config.data}")
-    return replace(examples.take(whole[[not why for why in whys]]), bad=(*examples.bad, *bad))
+    every = (*examples.bad, *bad)
+    check_bad(every, len(whole) + len(examples.bad), config.max_bad, f"rows of {config.data}")
+    return replace(examples.take(whole[[not why for why in whys]]), bad=every)
 
 
-def _why_bad(pair: tuple[str | None, str | None]) -> str:
-    for name, text in zip((SOURCE, TARGET), pair, strict=True):
+def _why_bad(texts: Mapping[str, str | None]) -> str:
+    for name, text in texts.items():
         if not isinstance(text, str) or not text.strip():
             return f"no {name} text"
         if len(text) > MOST_CHARACTERS:

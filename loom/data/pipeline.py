@@ -70,7 +70,36 @@ class Ragged:
         return padded
 
 
-Column = np.ndarray | Ragged
+@dataclass(frozen=True)
+class Shared:
+    """An array that several examples share rows of, such as an image with several captions."""
+
+    values: np.ndarray
+    rows: np.ndarray
+    """Which row of the values each example has."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, examples: Any) -> np.ndarray:
+        return np.asarray(self.values[self.rows[examples]])
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As of an array with a row of its own for each example."""
+        return (len(self.rows), *self.values.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the values."""
+        return self.values.dtype
+
+    def take(self, examples: np.ndarray) -> Shared:
+        """Only these examples, in this order."""
+        return Shared(self.values, self.rows[examples])
+
+
+Column = np.ndarray | Ragged | Shared
 Columns = Mapping[str, Column]
 Shape = tuple[int, ...]
 
@@ -141,7 +170,7 @@ class Data:
 
 def take_rows(column: Column, rows: np.ndarray) -> Column:
     """Some examples of one column."""
-    return column.take(rows) if isinstance(column, Ragged) else column[rows]
+    return column[rows] if isinstance(column, np.ndarray) else column.take(rows)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TFDS = "tfds:"
+PARTS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("validation", "valid", "val", "dev", "development"),
+}
+"""What each part of a data set is called, in the names of files and in TFDS."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Examples:
     validation: pd.DataFrame | None = None
     by_class: bool = False
     """Whether rows are sorted by class, so that the first ones stand for nothing."""
+    kept: np.ndarray | None = None
+    """Which of the rows that were read are left, where some are not."""
 
     @property
     def whole(self) -> pd.DataFrame:
@@ -44,6 +52,8 @@ class Examples:
 
     def take(self, rows: pd.DataFrame) -> Examples:
         """Only these rows; they come from `whole`, changed perhaps, but with its index."""
+        import numpy as np
+
         parts, start = [], 0
         for part in (self.train, self.test, self.validation):
             end = start + (0 if part is None else len(part))
@@ -51,10 +61,13 @@ class Examples:
             start = end
         train, test, validation = parts
         assert train is not None
-        return replace(self, train=train, test=test, validation=validation, tables=())
+        left = np.concatenate([part.index for part in parts if part is not None])
+        kept = left if self.kept is None else self.kept[left]
+        return replace(self, train=train, test=test, validation=validation, kept=kept)
 
     def where(self, row: int) -> str:
         """Where row number `row` of `whole` (from 0) is from, as in `Bad.where`."""
+        row = row if self.kept is None else int(self.kept[row])
         for table in self.tables:
             if row < len(table.frame):
                 return table.where(row)
@@ -194,7 +207,7 @@ def read_folder(config: TrainingConfig, folder: Path, kind: FileKind) -> Example
 
 
 def read_tfds(config: TrainingConfig, columns: Sequence[str], required: Sequence[str]) -> Examples:
-    """The features of a TFDS data set; images as their files, and class labels as names.
+    """The features of a TFDS data set; images as their files, class labels as names, sequences of texts as lists.
 
     Raises:
         UserError: No such data set, or it lacks a part or a column.
@@ -206,7 +219,9 @@ def read_tfds(config: TrainingConfig, columns: Sequence[str], required: Sequence
     splits = sorted(builder.info.splits)
     if "train" not in splits:
         raise UserError(f"--data {config.data}: has no part named train, but {', '.join(splits)}")
-    frames = {part: _tfds_frame(builder, part, columns) for part in ("train", "test", "validation") if part in splits}
+    found = {part: [name for name in names if name in splits] for part, names in PARTS.items()}
+    parts = {part: names[0] for part, names in found.items() if names}
+    frames = {part: _tfds_frame(builder, split, columns) for part, split in parts.items()}
     for frame in frames.values():
         _require(frame, required, config.data)
     source = f"tfds:{builder.info.full_name}"
@@ -243,19 +258,22 @@ def _prepare(builder: Any, config: TrainingConfig) -> None:
 
 
 def _tfds_frame(builder: Any, part: str, columns: Sequence[str]) -> pd.DataFrame:
-    """Scalar features and asked-for images of one part, read in one batch; class labels become their names."""
+    """Scalar features of one part, and asked-for images and sequences of texts; class labels become their names."""
     import numpy as np
     import pandas as pd
     import tensorflow_datasets as tfds
 
     features = builder.info.features
     images = [name for name in columns if name in features and isinstance(features[name], tfds.features.Image)]
+    lists = [name for name in columns if name in features and type(features[name]) is tfds.features.Sequence]
+    inside = {name: {"text": True} if "text" in (features[name].feature.shape or ()) else True for name in lists}
     names = [name for name in columns or features if name in features and features[name].shape == ()] + images
     files = {name: tfds.decode.SkipDecoding() for name in images}
-    only = tfds.decode.PartialDecoding(dict.fromkeys(names, True), decoders=files)  # nothing beside them is decoded
+    # Nothing beside them is decoded.
+    only = tfds.decode.PartialDecoding(dict.fromkeys(names, True) | inside, decoders=files)
     with silenced_stderr():  # TFDS warns of its own deprecated attributes
         dataset = builder.as_dataset(split=part, shuffle_files=False, decoders=only)
-    batch = next(iter(dataset.batch(builder.info.splits[part].num_examples)))
+    batch = next(iter(dataset.ragged_batch(builder.info.splits[part].num_examples)))
     frame = {}
     for name in names:
         values = batch[name].numpy()
@@ -265,6 +283,9 @@ def _tfds_frame(builder: Any, part: str, columns: Sequence[str]) -> pd.DataFrame
             frame[name] = np.array(features[name].names, object)[values]
         else:
             frame[name] = [value.decode("utf-8", "replace") for value in values] if values.dtype == object else values
+    for name in lists:
+        texts = batch[name]["text"] if inside[name] is not True else batch[name]
+        frame[name] = [[text.decode("utf-8", "replace") for text in example] for example in texts.to_list()]
     return pd.DataFrame(frame)
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -14,10 +16,11 @@ import numpy as np
 
 from loom.app import Metrics
 from loom.config import TrainingConfig
+from loom.data.parts import read_parts
 from loom.data.pipeline import Ragged
 from loom.data.sentences import SENTENCE
 from loom.data.sources import Examples
-from loom.data.tables import Bad, Table, check_bad, read_lines
+from loom.data.tables import Bad, Table, read_lines
 from loom.data.text import PADDING, UNKNOWN
 from loom.errors import UserError
 
@@ -28,11 +31,6 @@ FORM, MISC = 2, 10
 TASK_COLUMNS = {"upos": 4, "xpos": 5}
 """Numbers of CoNLL-U's columns, from 1."""
 SUFFIXES = frozenset({".conllu", ".conll", ".tsv", ".txt", ".bio", ".iob", ".iob2"})
-PARTS = {
-    "train": {"train", "training"},
-    "test": {"test", "testing"},
-    "validation": {"dev", "development", "valid", "validation", "val"},
-}
 _BIO = re.compile(r"O|[BI]-.+")
 _DIGIT = re.compile(r"\d")
 _SKIPPED_ID = re.compile(r"\d+-\d+|\d+\.\d+")  # a token of several words, a word that is not in the text
@@ -61,44 +59,13 @@ class Entity(NamedTuple):
     end: int
 
 
-def read_tagged(config: TrainingConfig, reading: Reading) -> Examples:
-    """Read the file or folder that `--data` names.
+def read_tagged(config: TrainingConfig, reading: Reading) -> tuple[Examples, list[str]]:
+    """Read the file or folder that `--data` names, see `loom.data.parts.read_parts`, and notes on how it was read.
 
     Raises:
         UserError: It is missing, holds no sentence or no file to train on, or too many bad sentences.
     """
-    path = Path(config.data)
-    if path.is_dir():
-        files = _files_by_part(path)
-    elif path.exists():
-        files = {"train": [path]}
-    else:
-        raise UserError(f"--data {config.data}: no such file or folder (built-in data: --data sample)")
-    tables = {part: [read_tagged_file(file, reading) for file in files[part]] for part in PARTS if part in files}
-    every = [table for part in tables.values() for table in part]
-    bad = tuple(entry for table in every for entry in table.bad)
-    check_bad(bad, sum(table.total for table in every), config.max_bad, f"sentences of {path.name or path}")
-    import pandas as pd
-
-    frames = {part: pd.concat([table.frame for table in found], ignore_index=True) for part, found in tables.items()}
-    source = str(path.resolve())
-    return Examples(frames["train"], frames.get("test"), source, bad, tuple(every), frames.get("validation"))
-
-
-def _files_by_part(folder: Path) -> dict[str, list[Path]]:
-    """Files of a folder by the part of the data that their names tell: `en-train.conllu`."""
-    parts: dict[str, list[Path]] = {}
-    for path in sorted(folder.iterdir()):
-        names = set(re.split(r"[^a-z]+", path.stem.lower()))
-        part = next((part for part, words in PARTS.items() if words & names), "")
-        if part and path.suffix.lower() in SUFFIXES and path.is_file():
-            parts.setdefault(part, []).append(path)
-    if "train" not in parts:
-        raise UserError(
-            f"--data {folder}: no file to train on; name files NAME-train.conllu, NAME-dev.conllu and NAME-test.conllu "
-            f"(or {', '.join(sorted(SUFFIXES - {'.conllu'}))}), or give one file"
-        )
-    return parts
+    return read_parts(config, SUFFIXES, partial(read_tagged_file, reading=reading), "sentences")
 
 
 def read_tagged_file(path: Path, reading: Reading) -> Table:
@@ -198,7 +165,7 @@ def _token(line: str, reading: Reading) -> tuple[str, str]:
 def _field(fields: Sequence[str], column: int) -> str:
     if column > len(fields):
         raise ValueError(f"the line has {len(fields)} columns, column {column} is asked for")
-    value = fields[column - 1].strip()
+    value = composed(fields[column - 1].strip())
     if not value:
         raise ValueError(f"column {column} is empty")
     return value
@@ -234,6 +201,11 @@ def entities(tags: Sequence[str]) -> list[Entity]:
     return found
 
 
+def composed(text: str) -> str:
+    """A text in Unicode's composed form (NFC), in which letters with marks are written in one way only."""
+    return unicodedata.normalize("NFC", text)
+
+
 def words_of(sentence: str) -> list[str]:
     """Words of a sentence that is taken apart already."""
     return sentence.rstrip("\t").split("\t")
@@ -252,15 +224,24 @@ def vocabulary(sentences: Iterable[str], size: int, min_count: int) -> tuple[str
     return (PADDING, UNKNOWN, *frequent[: size - 2])
 
 
-def scores(truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], known: Sequence[np.ndarray]) -> Metrics:
-    """Share of right tags, that among known and among unknown words, and of BIO tags the scores of entities."""
+def scores(
+    truth: Sequence[Sequence[str]], predicted: Sequence[Sequence[str]], known: Sequence[np.ndarray], is_bio: bool
+) -> Metrics:
+    """Share of right tags, that among known and among unknown words, and of BIO tags the scores of entities.
+
+    Args:
+        truth: Tags of each sentence.
+        predicted: As many tags.
+        known: Whether each word is one of the vocabulary, for each sentence.
+        is_bio: Whether tags are of entities; a part of the data may hold none.
+    """
     right = [np.array([a == b for a, b in zip(*row, strict=True)]) for row in zip(truth, predicted, strict=True)]
     found = {"accuracy": float(np.concatenate(right).mean())}
     is_known = np.concatenate(known)
     for name, words in (("known", is_known), ("unknown", ~is_known)):
         if words.any():
             found[f"accuracy_{name}"] = float(np.concatenate(right)[words].mean())
-    return found | (entity_scores(truth, predicted) if is_bio(tag for tags in truth for tag in tags) else {})
+    return found | (entity_scores(truth, predicted) if is_bio else {})
 
 
 def names(tags: Ragged, classes: Sequence[str]) -> list[list[str]]:

@@ -27,6 +27,8 @@ _NO_SPACE_BEFORE = re.compile(r" ([^\w\s(\[{\"'«„“#@&§$€£*+/=<>~-])(?!\
 _NO_SPACE_AFTER = re.compile(r"([(\[{«„]) ")
 _AROUND_LINE_END = re.compile(r" ?\n ?")
 _NO_SPACE_AROUND = re.compile(r"(?<=\w) (['\u2019-]) (?=\w)")
+UNSETTLED = 2
+"""Words and signs at the end of a text whose spaces may depend on what follows."""
 
 
 class Tokenizer:
@@ -144,6 +146,13 @@ class Tokenizer:
         texts = self._processor.decode(rows) if rows else []
         return [_AROUND_LINE_END.sub("\n", join_words(text)) if self.unit == "words" else text for text in texts]
 
+    def settled(self, tokens: np.ndarray) -> str:
+        """The beginning of the tokens' text that stays as it is whatever follows them; for texts that grow."""
+        (text,) = self.decode([tokens])
+        if self.unit == "words":
+            return _beginning(text, self.decode([tokens[: max(0, len(tokens) - UNSETTLED)]])[0])
+        return text.rstrip("\N{REPLACEMENT CHARACTER}")  # the first bytes of a character that has more
+
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """What each token stands for, with a space where a word begins; for figures."""
         names = {END: "(end)", PADDING: ""}
@@ -170,3 +179,15 @@ def join_words(text: str) -> str:
     while previous != text:
         previous, text = text, _NO_SPACE_BEFORE.sub(r"\1", text)
     return text
+
+
+def what_follows(prompt: str, text: str) -> str:
+    """The rest of a text that begins with the words of a prompt, whose last spaces may be others in the text."""
+    return text[len(prompt) if text.startswith(prompt) else len(_beginning(text, prompt)) :]
+
+
+def _beginning(text: str, shorter: str) -> str:
+    """What a text begins with that has as many characters other than spaces as a shorter one."""
+    count = len(shorter.replace(" ", ""))
+    ends = [0, *(place for place, character in enumerate(text, start=1) if character != " ")]
+    return text[: ends[min(count, len(ends) - 1)]]

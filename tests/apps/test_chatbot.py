@@ -7,13 +7,12 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from support import clean_environment, loom
 
 from apps import chatbot
 from apps.chatbot import Config
-from loom import Data
+from loom import Data, UserError
 from loom.data import questions
 
 FLAGS = {
@@ -55,11 +54,26 @@ def test_a_question_loses_its_middle_word() -> None:
     assert chatbot.without_a_word("Hi there!") == "Hi there!"
 
 
-def test_settings_that_take_fewer_pairs(data: Data) -> None:
-    assert len(chatbot.load(replace(SMALL, max_train=50)).train) == 50
-    half = chatbot.load(replace(SMALL, max_train=0, train_fraction=0.5)).train
-    assert len(half) == pytest.approx(len(data.train) / 2, abs=1)
-    assert np.array_equal(half.targets["target"].values, data.train.take(np.arange(len(half))).targets["target"].values)
+def test_settings_that_take_fewer_pairs_take_the_first_ones(data: Data) -> None:
+    for settings, count in (({"max_train": 50}, 50), ({"max_train": 0, "train_fraction": 0.5}, len(data.train) // 2)):
+        fewer = chatbot.load(replace(SMALL, **settings))  # type: ignore[arg-type]
+        assert fewer.train.raw.equals(data.train.raw.head(len(fewer.train)))
+        assert len(fewer.train) == pytest.approx(count, abs=1)
+        assert fewer.spec.input("source").statistics["examples"] == len(fewer.train)
+        assert fewer.test.raw.equals(data.test.raw)
+
+
+def test_a_share_for_the_test_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--test-fraction 0\.3: is not used here"):
+        replace(SMALL, test_fraction=0.3)
+
+
+def test_the_recorded_answers_of_real_data_are_read(real_data: Path) -> None:
+    """16 of 2,393 lines have no answer, and all 749 questions are asked."""
+    data = chatbot.load(Config(data=str(real_data / "chat" / "chatterbot.en.tsv")))
+    assert sum("no target text" in why for _, why in data.bad) == 16
+    assert len(data.train) + len(data.bad) == 2393
+    assert len(data.test) == 749
 
 
 @pytest.mark.slow

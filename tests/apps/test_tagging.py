@@ -80,7 +80,7 @@ def test_a_saved_model_tags_raw_text_in_a_fresh_process(run: TrainedRun) -> None
 
 def test_the_report_shows_sentences_and_confusions(run: TrainedRun) -> None:
     names = {Path(file.path).name for file in client(run.folder).list_artifacts(run.run_id, "report")}
-    assert {"sentences.png", "confusion_matrix.png"} <= names
+    assert {"sentences.png", "sentences.json", "confusion_matrix.png"} <= names
 
 
 def test_words_and_tags_stand_beside_each_other(data: Data) -> None:
@@ -144,6 +144,8 @@ def test_names_are_entities_in_answers_and_scores() -> None:
     assert [word for word, _ in answers[0]["tags"]] == words
     found = tagged.entities([tag for _, tag in answers[0]["tags"]])
     assert answers[0]["entities"] == [[" ".join(words[start:end]), kind] for kind, start, end in found]
+    accents = trained.predict(pd.DataFrame({SENTENCE: ["Cafe\u0301s"]}))  # a letter and a mark, as some keyboards write
+    assert [word for word, _ in accents[0]["tags"]] == ["Caf\u00e9s"]
     test = encoded(APP, config, data.map_splits(lambda split: split.take(np.arange(20)))).test
     best = test.targets[TAGS].padded(np.arange(20), int(test.lengths.max()))
     scores = tagging.evaluate(config, data)(test, {"best": best})
@@ -155,7 +157,7 @@ def test_tags_that_only_other_parts_have_are_told(tmp_path: Path) -> None:
         (tmp_path / f"{part}.tsv").write_text(f"one\tX\ntwo\t{tag}\n\n" * 9)
     data = tagging.load(replace(SMALL, data=str(tmp_path)))
     assert data.spec.target(TAGS).vocabulary == ("W", "X", "Y", "Z")
-    assert data.notes == ("no training sentence has the tags Y, Z",)
+    assert data.notes[-1] == "no training sentence has the tags Y, Z"
     assert isinstance(data.test.targets[TAGS], Ragged)
     assert data.test.targets[TAGS].values[:2].tolist() == [1, 3]
 
@@ -172,6 +174,7 @@ def test_one_tag_is_nothing_to_learn(tmp_path: Path) -> None:
         ({"data": "tfds:conll2003"}, "--data tfds:conll2003: name a file"),
         ({"data": "missing.conllu"}, "--data missing.conllu: no such file"),
         ({"units": 0}, "--units 0"),
+        ({"letter_units": 7}, "--letter-units 7: must be even"),
         ({"encoder": "transformer", "bidirectional": False}, "--bidirectional False: needs a recurrent"),
         ({"dropout": 1.0}, "--dropout 1.0"),
     ],

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +12,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import tensorflow as tf
-from support import loom
+from support import clean_environment, loom
 
 from apps import textgen
 from apps.textgen import APP, TEXT, Config, Network
 from loom import UserError
 from loom.data.texts import read_text
-from loom.data.tokens import Tokenizer
-from loom.run import fit
+from loom.data.tokens import Tokenizer, what_follows
+from loom.fresh import FreshProcess
+from loom.run import fit, measure
 from loom.train import build_run, encoded
 from loom.trained import Trained
 
@@ -77,6 +81,50 @@ def test_the_same_text_has_the_same_continuation_alone_and_among_others(book: Pa
     assert lengths == {40}
     again = Trained(APP, run.config, run.data.spec, run.model)
     assert [APP.predict(again, frame.iloc[[row]])[0] for row in range(4)] == list(answers)
+    *growing, last = [answer["continuation"] for answer in again.stream({TEXT: "ANNA: "})]
+    assert last == answers[0]["continuation"]
+    assert all(later.startswith(earlier) for earlier, later in itertools.pairwise([*growing, last]))
+    assert [len(text) for text in growing] == sorted(set(map(len, growing)))  # a piece more each time
+
+
+def test_the_loss_is_the_cross_entropy_and_measures_follow_from_it(book: Path) -> None:
+    run = run_of(book, tokens="subwords", vocabulary_size=300)
+    split, part = run.data.test, textgen._parts(LINES, run.config)["test"]
+    logits = run.model({TEXT: split.inputs[TEXT]}, training=False)[TEXT].numpy().astype(np.float64)
+    chosen = np.take_along_axis(logits, split.targets[TEXT][..., None], axis=-1)[..., 0]
+    nats = float(np.mean(np.log(np.exp(logits).sum(axis=-1)) - chosen))
+    metrics = measure(run)
+    assert metrics["loss"] == pytest.approx(nats, rel=1e-5)
+    assert metrics["perplexity"] == pytest.approx(np.exp(nats), rel=1e-5)
+    tokenizer = Tokenizer(**run.data.spec.input(TEXT).tokenizer)
+    bits = nats / np.log(2) * len(tokenizer.encode_whole([part]))
+    assert metrics["bits_per_character"] == pytest.approx(bits / len(part), rel=1e-5)
+    assert len(tokenizer.encode_whole([part])) < 0.8 * len(part)
+    tokens, half = np.append(split.inputs[TEXT].ravel(), split.targets[TEXT][-1, -1]), run.config.length // 2
+    chosen = []
+    for place in range(half, len(tokens) - half, half):  # half a window in which each token has as much before it
+        window = tokens[place - half : place + half]
+        rates = run.model({TEXT: window[None]}, training=False)[TEXT].numpy()[0, half:].astype(np.float64)
+        rates -= np.log(np.exp(rates).sum(axis=-1, keepdims=True))
+        chosen += rates[np.arange(half), tokens[place + 1 : place + half + 1]].tolist()
+    assert metrics["loss_in_context"] == pytest.approx(-np.mean(chosen), rel=1e-5)
+
+
+@pytest.mark.parametrize("tokens", ["characters", "subwords", "words"])
+def test_a_continuation_follows_its_prompt(tokens: str) -> None:
+    """Words may be joined to the prompt's last sign, whose spaces they change."""
+    tokenizer = Tokenizer.fit(["a - b", "well-known", "(x) 'tis, we - go"], 300, tokens, lines=True)
+    for prompt, rest in (("(", "x) we"), ("well -", "known"), ("we", "- go"), ("a ", "b")):
+        start, end = (tokenizer.encode_whole([text]) for text in (prompt, rest))
+        shown = what_follows(tokenizer.decode([start])[0], tokenizer.decode([np.append(start, end)])[0])
+        assert shown.replace(" ", "") == rest.replace(" ", "")
+        assert tokens == "words" or shown == rest
+
+
+def test_signs_stand_with_their_letters_in_the_figure() -> None:
+    pieces, rates = textgen._with_marks([*"किताब", "\n"], np.arange(6.0))
+    assert pieces == ["कि", "ता", "ब", "↵"]
+    assert rates.tolist() == [1, 5, 4, 5]
 
 
 def test_the_baseline_is_beaten_by_knowing_more(book: Path) -> None:
@@ -124,6 +172,34 @@ def test_from_the_command_to_a_continuation(tmp_path: Path, book: Path, flags: l
     assert metrics["baseline_ngram_loss"] > 0
     answer = loom("predict", outcome.result["run_id"], "ANNA: 7", cwd=tmp_path)
     assert answer.status == 0, answer.errors
+    model, growing = Path(outcome.result["model"]), []
+    process = FreshProcess()
+    try:
+        process.ask(model, [{TEXT: "ANNA: 7"}], stream=True)
+        (last,) = process.answers(model, growing.append)
+    finally:
+        process.close()
+    assert len(growing) > 2
+    assert growing[-1] == last
+    assert answer.output == f"{last['continuation']}  | ANNA: 7\n"
+
+
+@pytest.mark.slow
+def test_a_line_in_the_terminal_has_its_continuation(tmp_path: Path, book: Path) -> None:
+    sizes = ["--units", "8", "--length", "32", "--new-tokens", "40", "--epochs", "1"]
+    outcome = loom("train", "textgen", "--data", str(book), *sizes, "--tokens", "words", "--json", cwd=tmp_path)
+    talk = subprocess.run(
+        [Path(sys.executable).with_name("loom"), "chat", outcome.result["run_id"]],
+        input="ANNA: 7\n\n",
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    trained = Trained.open(Path(outcome.result["model"]) / "artifacts" / "trained")
+    answers = APP.predict(trained, pd.DataFrame({TEXT: ["ANNA: 7", ""]}))
+    assert talk.stdout == "".join(f"{answer['continuation']}\n" for answer in answers)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from loom import Data, UserError
 from loom.data import hindi
 from loom.data.pipeline import Batches, Buckets, Ragged
 from loom.data.tokens import END, START
-from loom.dictionary import Dictionary
+from loom.dictionary import MOST_PAIRS, Dictionary
 from loom.seq2seq import PREVIOUS, previous_tokens
 from loom.trained import Trained
 from loom.translator import Translator
@@ -67,9 +67,9 @@ def test_every_parameter_moves_and_steps_with_a_cache_say_what_whole_sequences_s
     ]
     assert not still
 
-    column = data.spec.input("source")
+    column = data.spec.target("target")
     short = replace(column, statistics={**column.statistics, "most_tokens": 12.0})
-    translator = Translator(Trained(APP, config, replace(data.spec, inputs=(short,)), model))
+    translator = Translator(Trained(APP, config, replace(data.spec, targets=(short,)), model))
     found = translator._decode_greedy(keras.ops.convert_to_tensor(inputs["source"]))  # eagerly: nothing is traced
     tokens = Ragged.from_padded(found.tokens.numpy())
     steps = int(tokens.lengths.max())
@@ -126,6 +126,7 @@ def test_a_dictionary_finds_the_words_that_belong_together() -> None:
     dictionary = Dictionary(sources, targets)
     assert dictionary.translate("the house") == ["das", "haus"]
     assert dictionary.translate("a xyzzy car") == ["ein", "xyzzy", "auto"]
+    assert Dictionary([*["the"] * MOST_PAIRS, "house"], [*["das"] * MOST_PAIRS, "haus"]).translate("house") == ["house"]
 
 
 def test_copying_is_a_weak_baseline_and_a_dictionary_a_stronger_one(data: Data) -> None:
@@ -141,6 +142,7 @@ def test_copying_is_a_weak_baseline_and_a_dictionary_a_stronger_one(data: Data) 
         ({"regularization": "dropout"}, "--regularization dropout: is not used here"),
         ({"top_p": 0.0}, "--top-p 0.0"),
         ({"model": "lstm", "units": 7}, "--units 7: must be even"),
+        ({"attention": "none"}, "--attention none: chooses that of --model lstm and gru"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(settings: dict, words: str) -> None:

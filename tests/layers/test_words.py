@@ -37,6 +37,7 @@ def decoded(tensor) -> list[list[str]]:
         ("Dr. Smith of the U.S. left at 5 p.m. today...", "Dr. Smith of the U.S. left at 5 p.m. today ..."),
         ("a long-term plan - and/or more", "a long-term plan - and / or more"),
         ("राम घर गया।", "राम घर गया ।"),
+        ("می\u200cشود؟ क\u200d्ष", "می\u200cشود ؟ क\u200d्ष"),
         ("Ça va?\n\tno", "Ça va?\n|no"),
         ("  ", ""),
         ("U.S.\t", "U.S."),

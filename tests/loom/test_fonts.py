@@ -6,6 +6,7 @@ import numpy as np
 
 from loom.figures_attention import attention_maps
 from loom.fonts import font_for
+from loom.report import colored_words
 
 
 def test_a_font_with_all_characters_is_found() -> None:
@@ -25,3 +26,10 @@ def test_attention_without_a_font_has_numbers_and_a_note() -> None:
     named = attention_maps([(weights, ["a", " b", "∎"], ["c", "∎"])], "attention")
     assert [label.get_text() for label in named.axes[0].get_xticklabels()] == ["a", "b", "∎"]
     assert not named.get_supxlabel()
+
+
+def test_colored_words_without_a_font_have_numbers_and_a_note() -> None:
+    for word, shown, note in (("b", "b", False), ("\U0010fffd", "2", True)):
+        figure = colored_words([("text", ["a", word], np.array([0.5, -1.0]))], "title", "words")
+        assert figure.axes[0].texts[-1].get_text() == shown
+        assert ("words.json has them" in figure.get_supxlabel()) == note

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from loom import UserError
-from loom.data.pairs import PairsConfig, other_parts, read_pairs, split_pairs
+from loom.data.pairs import PairsConfig, read_pairs, split_pairs
 
 LINES = [f"text {n}\tzeile {n}" for n in range(200)]
 
@@ -47,15 +47,32 @@ def test_bad_lines_are_listed_with_their_number(tmp_path) -> None:
         read_pairs(PairsConfig(data=str(path)), no_sample)
 
 
-def test_files_beside_the_training_part_are_the_other_parts(tmp_path) -> None:
+@pytest.mark.parametrize("data", ["news.train.en-de.tsv", ""])
+def test_other_parts_are_files_beside_the_training_part_and_in_a_folder(data, tmp_path) -> None:
     for part, lines in {"train": LINES, "val": LINES[:20], "test": LINES[:30]}.items():
-        config = write(tmp_path / f"news.{part}.en-de.tsv", lines)
-    config = PairsConfig(data=str(tmp_path / "news.train.en-de.tsv"))
-    assert set(other_parts(tmp_path / "news.train.en-de.tsv")) == {"test", "validation"}
-    examples, notes = read_pairs(config, no_sample)
-    parts = split_pairs(examples, config)
+        write(tmp_path / f"news.{part}.en-de.tsv", lines)
+    examples, notes = read_pairs(PairsConfig(data=str(tmp_path / data)), no_sample)
+    parts = split_pairs(examples, PairsConfig())
     assert {name: len(part) for name, part in parts.items()} == {"train": 200, "validation": 20, "test": 30}
-    assert "test pairs are those of news.test.en-de.tsv" in notes[0]
+    assert "test is news.test.en-de.tsv" in notes[0]
+
+
+def test_the_columns_of_the_training_part_are_those_of_all_parts(tmp_path) -> None:
+    (tmp_path / "train.csv").write_text("en,hi\na,b\n")
+    for header in ("hi,en", "hi,english"):
+        (tmp_path / "test.csv").write_text(f"{header}\nc,d\n")
+        config = PairsConfig(data=str(tmp_path / "train.csv"))
+        if header == "hi,en":
+            assert read_pairs(config, no_sample)[0].whole.to_numpy().tolist() == [["a", "b"], ["d", "c"]]
+        else:
+            with pytest.raises(UserError, match=r"test\.csv:1: there is no column 'en'"):
+                read_pairs(config, no_sample)
+
+
+def test_all_bad_rows_count_against_what_is_allowed(tmp_path) -> None:
+    config = write(tmp_path / "pairs.tsv", [*LINES[:94], "one column", "three\tof\tthem", *["no answer\t"] * 4])
+    with pytest.raises(UserError, match=r"6 of 100 rows of .*pairs\.tsv are bad \(6 %, allowed are 5 %\)"):
+        read_pairs(config, no_sample)
 
 
 def test_a_source_is_in_one_part_only(tmp_path) -> None:
@@ -86,7 +103,7 @@ def test_columns_of_a_table_are_chosen_by_name(tmp_path) -> None:
     ("changes", "words"),
     [
         ({"data": "missing.tsv"}, "no such file"),
-        ({"data": "."}, "is a folder"),
+        ({"data": "."}, "no file to train on"),
         ({"source_column": "en"}, "--source-column en: give --target-column"),
         ({"source_column": "eng", "target_column": "hi"}, "no column 'eng'.*did you mean 'en'"),
     ],

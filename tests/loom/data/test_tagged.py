@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -106,13 +107,15 @@ def test_bad_lines_of_conllu_are_named(line: str, why: str, tmp_path: Path) -> N
     assert read(tmp_path, f"{CONLLU}\n{line}\n").bad == [("a.conllu:11", why)]
 
 
-def test_a_folder_has_parts_by_the_names_of_its_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("data", ["", "en-ud-train.conllu"])
+def test_parts_are_files_in_a_folder_and_beside_the_training_file(data: str, tmp_path: Path) -> None:
     for name in ("en-ud-train.conllu", "en-ud-dev.conllu", "en-ud-test.conllu", "readme.txt"):
         (tmp_path / name).write_text(CONLLU)
-    examples = tagged.read_tagged(Config(data=str(tmp_path)), reading())
+    examples, notes = tagged.read_tagged(Config(data=str(tmp_path / data)), reading())
     assert examples.test is not None
     assert examples.validation is not None
     assert [len(part) for part in (examples.train, examples.test, examples.validation)] == [2, 2, 2]
+    assert "validation is en-ud-dev.conllu" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +134,7 @@ def test_what_cannot_be_used_is_one_line(files: dict[str, str], message: str, tm
         tagged.read_tagged(Config(data=str(tmp_path)), reading())
 
 
-SCORED = [  # truth, prediction, and what seqeval 1.2.2 gives: precision, recall, F1
+SCORED = [  # truth, prediction, and what seqeval 1.2.2 gave for each: precision, recall, F1
     ("B-PER I-PER O B-LOC", "B-PER I-PER O B-LOC", (1.0, 1.0, 1.0)),
     ("B-PER I-PER O B-LOC", "B-PER O O B-LOC", (0.5, 0.5, 0.5)),
     ("B-PER B-PER O", "B-PER I-PER O", (0.0, 0.0, 0.0)),
@@ -150,6 +153,18 @@ def test_entity_scores_are_those_of_conll(truth: str, predicted: str, expected: 
     assert len(sets[0] & sets[1]) / len(sets[1]) == pytest.approx(expected[0])
 
 
+def test_entity_scores_are_their_definition() -> None:
+    """Whatever follows what: `I-` after nothing, after another kind, entities inside others."""
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        truth, predicted = rng.choice(["O", "B-A", "I-A", "B-B", "I-B"], (2, 2, 6)).tolist()
+        sets = [{(row, *entity) for row, tags in enumerate(part) for entity in tagged.entities(tags)}
+                for part in (truth, predicted)]  # fmt: skip
+        both = len(sets[0] & sets[1])
+        expected = [both / max(len(sets[1]), 1), both / max(len(sets[0]), 1), 2 * both / max(sum(map(len, sets)), 1)]
+        assert list(tagged.entity_scores(truth, predicted).values()) == pytest.approx(expected)
+
+
 def test_tags_are_of_names_if_they_say_where_those_begin() -> None:
     assert tagged.is_bio(["O", "B-PER", "I-PER"])
     assert not tagged.is_bio(["O"])
@@ -157,8 +172,19 @@ def test_tags_are_of_names_if_they_say_where_those_begin() -> None:
 
 
 def test_scores_tell_known_and_unknown_words_apart() -> None:
-    scores = tagged.scores([["A", "B"], ["A"]], [["A", "A"], ["A"]], [np.array([True, False]), np.array([True])])
+    known = [np.array([True, False]), np.array([True])]
+    scores = tagged.scores([["A", "B"], ["A"]], [["A", "A"], ["A"]], known, False)
     assert scores == {"accuracy": pytest.approx(2 / 3), "accuracy_known": 1.0, "accuracy_unknown": 0.0}
+
+
+def test_a_part_without_entities_has_scores_of_them() -> None:
+    scores = tagged.scores([["O", "O"]], [["O", "O"]], [np.array([True, True])], True)
+    assert scores == {"accuracy": 1.0, "accuracy_known": 1.0, "precision": 0.0, "recall": 0.0, "f1": 0.0}
+
+
+def test_letters_with_marks_are_composed(tmp_path: Path) -> None:
+    decomposed = unicodedata.normalize("NFD", "é")
+    assert read(tmp_path, f"caf{decomposed}\tX", name="a.tsv").frame["sentence"].tolist() == ["café\t"]
 
 
 def test_built_in_sentences_are_as_hard_as_they_say() -> None:
@@ -173,7 +199,9 @@ def test_built_in_sentences_are_as_hard_as_they_say() -> None:
         tags = [row.split("\t") for row in frame[task]]
         assert [len(row) for row in tags] == [len(row) for row in words]
         for method in (tagged.logistic_regression, tagged.most_frequent_tag_of_each_word)[:methods]:
-            found[task, method] = tagged.scores(tags[:300], method(words[300:], tags[300:], words[:300]), is_known)
+            found[task, method] = tagged.scores(
+                tags[:300], method(words[300:], tags[300:], words[:300]), is_known, task == "ner"
+            )
     assert found["upos", tagged.most_frequent_tag_of_each_word]["accuracy"] == pytest.approx(0.757, abs=0.005)
     assert found["upos", tagged.logistic_regression]["accuracy"] == pytest.approx(0.974, abs=0.005)
     assert found["ner", tagged.logistic_regression]["f1"] == pytest.approx(0.978, abs=0.01)

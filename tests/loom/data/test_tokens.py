@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import unicodedata
 
+import numpy as np
 import pytest
 
 from loom import Field, UserError
@@ -75,3 +77,17 @@ def test_no_vocabulary_is_one_line(texts, size, words) -> None:
     with pytest.raises(UserError, match=words) as error:
         Tokenizer.fit(texts, size)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("unit", list(KINDS))
+def test_what_is_settled_stays_whatever_follows(unit) -> None:
+    """Of any tokens in any order, bytes of characters and signs that take no space before or after them among them."""
+    texts = [*TEXTS, "- ' - ( ( ) . . , 5 - 5 'tis \u2019 [x] ; ! \"q\" \n\n# a\n"] * 2
+    tokenizer = Tokenizer.fit(texts, 400, unit, lines=True)
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        tokens = rng.integers(END + 1, len(tokenizer), 60)
+        (whole,) = tokenizer.decode([tokens])
+        kept = [tokenizer.settled(tokens[:count]) for count in range(61)]
+        assert all(later.startswith(earlier) for earlier, later in itertools.pairwise([*kept, whole]))
+        assert len(kept[-1]) > len(whole) - 30
