@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from loom.trained import Trained
 
 RECONSTRUCTION, DIVERGENCE, LATENT = "reconstruction", "divergence", "latent"
+DENOISED = "denoised_mse"
+"""Mean squared error of what becomes of noisy test images."""
 SHOWN, STEPS = 10, 9
 """Test images in a figure; images on the way from one to another."""
 PAIRS, MOST_DRAWN, BATCH = 6, 2000, 256
@@ -117,16 +119,27 @@ def build(config: Config, spec: Spec) -> keras.Model:
     hidden = images.hidden_layers(values, _encoder(config))
     outputs = {}
     if config.model == "variational":
-        mean = keras.layers.Dense(config.latent_units, name="latent_mean", dtype="float32")(hidden)
-        log_variance = keras.layers.Dense(
-            config.latent_units, kernel_initializer="zeros", name="latent_log_variance", dtype="float32"
-        )(hidden)
+        mean = _numbers(hidden, config, "latent_mean")
+        log_variance = _numbers(hidden, config, "latent_log_variance", "zeros")
         latent = layers.GaussianSample(config.seed, name=LATENT, dtype="float32")(mean, log_variance)
         outputs = {DIVERGENCE: layers.GaussianDivergence(dtype="float32")(mean, log_variance)}
     else:
-        latent = keras.layers.Dense(config.latent_units, name=LATENT, dtype="float32")(hidden)
+        latent = _numbers(hidden, config, LATENT)
     decoder = _dense_decoder(config, shape) if config.encoder == "mlp" else _conv_decoder(config, shape)
     return keras.Model({IMAGE: pixels}, {RECONSTRUCTION: decoder(latent), **outputs})
+
+
+def _numbers(
+    hidden: keras.KerasTensor, config: Config, name: str, initializer: str = "glorot_uniform"
+) -> keras.KerasTensor:
+    """As many numbers as the code has."""
+    return keras.layers.Dense(
+        config.latent_units,
+        kernel_initializer=initializer,
+        kernel_regularizer=make_regularizer(config),
+        name=name,
+        dtype="float32",
+    )(hidden)
 
 
 def _encoder(config: Config) -> images.Config:
@@ -139,7 +152,10 @@ def _dense_decoder(config: Config, shape: tuple[int, ...]) -> keras.Model:
     latent = hidden = keras.Input((config.latent_units,), name=LATENT)
     for number in range(1, config.depth + 1):
         hidden = _dense(hidden, config, config.units, f"decoder_dense_{number}")
-    values = keras.layers.Dense(math.prod(shape), "sigmoid", dtype="float32", name="decoder_pixels")(hidden)
+    penalty = make_regularizer(config)
+    values = keras.layers.Dense(
+        math.prod(shape), "sigmoid", kernel_regularizer=penalty, dtype="float32", name="decoder_pixels"
+    )(hidden)
     return keras.Model(latent, keras.layers.Reshape(shape)(values), name="decoder")
 
 
@@ -162,7 +178,13 @@ def _conv_decoder(config: Config, shape: tuple[int, ...]) -> keras.Model:
         )(values)
     values = values[:, :height, :width]
     image = keras.layers.Conv2D(
-        channels, 3, padding="same", activation="sigmoid", dtype="float32", name="decoder_pixels"
+        channels,
+        3,
+        padding="same",
+        activation="sigmoid",
+        kernel_regularizer=make_regularizer(config),
+        dtype="float32",
+        name="decoder_pixels",
     )(values)
     return keras.Model(latent, image, name="decoder")
 
@@ -213,11 +235,36 @@ def _of_pixels(name: str) -> Any:
 
 
 def baselines(config: Config, data: Data) -> dict[str, Metrics]:
-    """The mean training image, and as many principal components as the code has numbers."""
+    """The mean training image, and as many principal components as the code has numbers; noisy images as they are."""
     known, test = (as_fractions(split.targets[RECONSTRUCTION]) for split in (data.train, data.test))
     name = f"{RECONSTRUCTION}_mse" if config.model == "variational" else "mse"
-    errors = {"mean": known.mean(axis=0) - test, "pca": principal_reconstruction(config, known, test) - test}
-    return {method: {name: float(np.square(error).mean())} for method, error in errors.items()}
+    made = {"mean": known.mean(axis=0), "pca": principal_reconstruction(config, known, test)}
+    found = {method: {name: _mean_squared_error(image, test)} for method, image in made.items()}
+    if config.model == "denoising":
+        noisy = as_fractions(noisy_pixels(config, test))
+        found["pca"][DENOISED] = _mean_squared_error(principal_reconstruction(config, known, noisy), test)
+        found["noisy"] = {DENOISED: _mean_squared_error(noisy, test)}
+    return found
+
+
+def test(run: Run, measured: Metrics) -> Metrics:
+    """Of a denoising one what it is for: the error of what it makes of noisy images."""
+    config: Any = run.config
+    if config.model != "denoising":
+        return {}
+    clean = as_fractions(run.data.test.targets[RECONSTRUCTION])
+    denoised = decode(run.model, encode(run.model, noisy_pixels(config, clean)))
+    return {DENOISED: _mean_squared_error(denoised, clean)}
+
+
+def noisy_pixels(config: Config, clean: np.ndarray) -> np.ndarray:
+    """Images, values from 0 to 1, with as much noise as in training, as pixels; the first of many as they are alone."""
+    noise = np.random.default_rng(config.seed).normal(scale=config.noise, size=clean.shape)
+    return as_pixels(clean + noise)
+
+
+def _mean_squared_error(made: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.square(made - wanted).mean())
 
 
 def principal_reconstruction(config: Config, known: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -299,15 +346,9 @@ def _report_denoising(run: Run, known: np.ndarray, shown: np.ndarray) -> None:
     from loom import figures_images as draw
 
     config: Any = run.config
-    clean = as_fractions(run.data.test.targets[RECONSTRUCTION])
-    noisy = as_pixels(clean + np.random.default_rng(config.seed).normal(scale=config.noise, size=clean.shape))
-    found = {
-        "noisy": as_fractions(noisy),
-        "denoised": decode(run.model, encode(run.model, noisy)),
-        "pca": principal_reconstruction(config, known, as_fractions(noisy)),
-    }
-    run.table("denoising", {name: {"mse": float(np.square(made - clean).mean())} for name, made in found.items()})
-    rows = [shown, *(made[: len(shown)] for made in found.values())]
+    noisy = noisy_pixels(config, shown)
+    denoised = decode(run.model, encode(run.model, noisy))
+    rows = [shown, as_fractions(noisy), denoised, principal_reconstruction(config, known, as_fractions(noisy))]
     title = "Test images, with noise, without it again, from principal components"
     run.figure("denoising", draw.image_grid(np.concatenate(rows), title=title, columns=len(shown)))
 
@@ -327,6 +368,7 @@ APP = App(
     loss_weights=loss_weights,
     objective="val_loss",
     augment=augment,
+    test=test,
 )
 
 if __name__ == "__main__":

@@ -17,19 +17,18 @@ from loom.components import connected_boxes, crop
 from loom.config import Regularization, Schedule
 from loom.data.augment import augment
 from loom.data.boxes import Frame, on_grid, read_boxes, true_objects
-from loom.data.files import Shape, as_bytes, image_shape
+from loom.data.files import Shape, as_bytes, decode_pixels, image_shape
 from loom.data.images import (
     IMAGE,
-    LABEL,
     ImageConfig,
     check_memory,
     class_names,
     image_field,
     image_input,
     preprocess,
-    read_images,
     scale,
     shape_of,
+    split_images,
 )
 from loom.data.scenes import OBJECTS, Recipe, make_scenes
 from loom.data.sources import split_examples
@@ -108,6 +107,9 @@ class Config(ImageConfig):
         for name in ("alpha", "overlap", "min_score"):
             self.require(name, 0 < getattr(self, name) < 1, "must lie between 0 and 1")
         self.require("dropout", 0 <= self.dropout < 1, "must be at least 0 and below 1")
+        for name in ("classes", "train_per_class"):
+            problem = "is for images that scenes are made of, not for a file with boxes"
+            self.require(name, not (self.has_own_boxes and getattr(self, name)), problem)
         for name in MOVING:
             self.require(name, getattr(self, name) in (0, "none"), "would move or hide objects, but not their boxes")
 
@@ -119,10 +121,12 @@ class Config(ImageConfig):
 
 def load(config: Config) -> Data:
     """Images with objects in three parts, and what each cell of the grid is to say about them."""
-    examples = read_boxes(config) if config.has_own_boxes else read_images(config)
-    parts = split_examples(examples, config, lambda part: None if config.has_own_boxes else part[LABEL].to_numpy())
-    if not config.has_own_boxes:
-        parts = _scenes(parts, config)
+    if config.has_own_boxes:
+        examples = read_boxes(config)
+        parts = split_examples(examples, config, lambda part: None)
+    else:
+        examples, singles = split_images(config)
+        parts = _scenes(singles, config)
     column, notes = image_field(IMAGE, parts["train"][IMAGE], config)
     check_memory(column, sum(map(len, parts.values())))
     names = class_names(
@@ -139,7 +143,8 @@ def _scenes(parts: dict[str, pd.DataFrame], config: Config) -> dict[str, pd.Data
     test = max(1, round(config.scenes * config.test_fraction))
     validation = max(1, round((config.scenes - test) * config.validation_fraction))
     counts = {"train": config.scenes - test - validation, "validation": validation, "test": test}
-    recipe = Recipe(config.scene_size, config.scene_objects, config.scene_clutter)
+    column, _ = image_field(IMAGE, parts["train"][IMAGE], config)
+    recipe = Recipe(config.scene_size, config.scene_objects, config.scene_clutter, shape_of(column)[2])
     return {
         name: make_scenes(part, counts[name], recipe, (config.seed_of_splits, place))
         for place, (name, part) in enumerate(parts.items())
@@ -292,11 +297,11 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     kinds = np.concatenate([objects.classes for objects in known])
     usual = Counter(kinds.tolist()).most_common(1)[0][0]
     smallest = np.quantile(np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), RARE)
-    images = zip(_pixels(data.train.raw), known, strict=True)
+    images = zip(_pixels(data.train.raw, data.spec), known, strict=True)
     crops = [crop(image, box, CROP_SIDE) for image, objects in images for box in objects.boxes]
     neighbours = KNeighborsClassifier(min(NEIGHBOURS, len(crops)), weights="distance").fit(crops, kinds)
     found: dict[str, list[Objects]] = {"mean_box": [], "regions": [], "regions_neighbours": []}
-    for image in _pixels(data.test.raw):
+    for image in _pixels(data.test.raw, data.spec):
         regions = connected_boxes(image, smallest)
         of_usual = np.full(len(regions), usual)
         found["mean_box"].append(Objects(boxes.mean(axis=0, keepdims=True), np.array([usual]), np.ones(1)))
@@ -310,9 +315,10 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     return {name: mean_average_precision(truth, objects, len(names)) for name, objects in found.items()}
 
 
-def _pixels(part: pd.DataFrame) -> Iterator[np.ndarray]:
+def _pixels(part: pd.DataFrame, spec: Spec) -> Iterator[np.ndarray]:
     """Each image in its own size."""
-    return (tf.io.decode_image(file, expand_animations=False).numpy() for file in part[IMAGE])
+    _, _, channels = shape_of(spec.input(IMAGE))
+    return (decode_pixels(file, channels) for file in part[IMAGE])
 
 
 def report(run: Run) -> None:
@@ -320,17 +326,17 @@ def report(run: Run) -> None:
     from loom.figures_boxes import boxes_in_images, precision_recall_curves
 
     config: Any = run.config
-    names, test = run.data.spec.target(OBJECTS).vocabulary, run.data.test.raw
-    truth, frames = _truth(test, names), _frames(test, run.data.spec.input(IMAGE), config)
+    spec, test = run.data.spec, run.data.test.raw
+    names = spec.target(OBJECTS).vocabulary
+    truth, frames = _truth(test, names), _frames(test, spec.input(IMAGE), config)
     found = _found(run.test_outputs(), frames, config, EVALUATED_SCORE)
     sure = [Objects(*(part[objects.scores >= config.min_score] for part in objects)) for objects in found[:SHOWN]]
-    run.figure("objects", boxes_in_images(list(_pixels(test.head(SHOWN))), truth[:SHOWN], sure, names))
+    run.figure("objects", boxes_in_images(list(_pixels(test.head(SHOWN), spec)), truth[:SHOWN], sure, names))
     run.figure("precision_recall", precision_recall_curves(truth, found, names))
     values = average_precisions(truth, found, len(names))
-    columns = {"map": values.mean(axis=1), "map_50": values[:, 0]}
-    run.table(
-        "average_precision_by_class", {key: dict(zip(names, column, strict=True)) for key, column in columns.items()}
-    )
+    present = {name: row for name, row in zip(names, values, strict=True) if not np.isnan(row[0])}
+    by_class = {name: {"map": row.mean(), "map_50": row[0]} for name, row in present.items()}
+    run.table("average_precision_by_class", by_class)
 
 
 APP = App(

@@ -118,7 +118,9 @@ def _generator(config: Config, shape: tuple[int, ...]) -> keras.Model:
         maps = keras.layers.Conv2DTranspose(count, 4, 2, padding="same", **_weights(config))(maps)
         maps = keras.layers.ReLU()(_normalized(maps, config))
     maps = maps[:, :height, :width]
-    image = keras.layers.Conv2D(channels, 3, padding="same", activation="sigmoid", dtype="float32")(maps)
+    image = keras.layers.Conv2D(
+        channels, 3, padding="same", activation="sigmoid", kernel_regularizer=make_regularizer(config), dtype="float32"
+    )(maps)
     return keras.Model({NOISE: noise}, {IMAGE: image}, name="generator")
 
 
@@ -126,14 +128,15 @@ def _discriminator(config: Config, shape: tuple[int, ...]) -> keras.Model:
     """An image to the log-odds that it is real: convolutions that halve it until it is small."""
     image = keras.Input(shape, name=IMAGE)
     maps = keras.layers.Rescaling(2.0, -1.0)(image)
-    maps = keras.layers.Conv2D(config.filters, 3, padding="same")(maps)
+    penalty = make_regularizer(config)
+    maps = keras.layers.Conv2D(config.filters, 3, padding="same", kernel_regularizer=penalty)(maps)
     maps = keras.layers.LeakyReLU(0.2)(maps)
     for count in halvings(max(shape[:2]), 2 * config.filters):
         maps = keras.layers.Conv2D(count, 4, 2, padding="same", **_weights(config))(maps)
         maps = keras.layers.LeakyReLU(0.2)(_normalized(maps, config))
         if config.drops:
             maps = keras.layers.Dropout(config.dropout)(maps)
-    logit = keras.layers.Dense(1, dtype="float32")(keras.layers.Flatten()(maps))
+    logit = keras.layers.Dense(1, kernel_regularizer=penalty, dtype="float32")(keras.layers.Flatten()(maps))
     return keras.Model(image, logit, name="discriminator")
 
 

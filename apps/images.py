@@ -257,9 +257,8 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     from sklearn.svm import SVC
 
     known = pd.concat([data.train.raw, data.validation.raw], ignore_index=True).iloc[:ROWS_FOR_NEAREST]
-    classes = np.concatenate([part.targets[LABEL].argmax(axis=1) for part in (data.train, data.validation)])[
-        : len(known)
-    ]
+    classes = np.concatenate([part.targets[LABEL].argmax(axis=1) for part in (data.train, data.validation)])
+    classes = classes[: len(known)]
     truth = data.test.targets[LABEL].argmax(axis=1)
     features, test_features = (flat_pixels(config, data.spec, frame, BASELINE_SIDE) for frame in (known, data.test.raw))
     few = len(known) <= ROWS_FOR_SVC
@@ -281,6 +280,7 @@ def report(run: Run) -> None:
     from loom import figures_images as draw
     from loom.report import confusion_matrix
 
+    config: Any = run.config
     names = run.data.spec.target(LABEL).vocabulary
     images, outputs = np.asarray(run.data.test.inputs[IMAGE]), run.test_outputs()[LABEL]
     truth, predicted = run.data.test.targets[LABEL].argmax(axis=1), outputs.argmax(axis=1)
@@ -294,7 +294,7 @@ def report(run: Run) -> None:
         "augmented": draw.augmented(run, IMAGE),
     }
     shown = slice(0, EXPLAINED)
-    heat = draw.grad_cam(run.model, images[shown], predicted[shown], LABEL)
+    heat = draw.grad_cam(run.model, images[shown], predicted[shown], LABEL, config.loss == "crossentropy")
     if heat is not None:
         titles = [
             f"{names[index]} ({row.max():.2f})" for index, row in zip(predicted[shown], outputs[shown], strict=True)

@@ -97,6 +97,8 @@ class Config(ImageConfig):
         self.require("dropout", 0 <= self.dropout < 1, "must be at least 0 and below 1")
         distinct = len(set(self.targets)) == len(self.targets) > 0
         self.require("target", distinct, "name one column, or several different ones with commas between")
+        for name in ("classes", "train_per_class"):
+            self.require(name, not getattr(self, name), "is not used here: --max-train takes some of a table's rows")
         columns.parse_kinds("columns", self.columns, INPUT_KINDS)
         columns.parse_kinds("target_kinds", self.target_kinds, TARGET_KINDS)
         columns.require_columns("loss_weights", columns.parse_numbers("loss_weights", self.loss_weights), self.targets)
@@ -224,6 +226,7 @@ def _vector(numbers: keras.KerasTensor, column: Field, config: Config) -> keras.
             WORDS_IN_GROUP,
             padding="same",
             activation="relu",
+            kernel_regularizer=make_regularizer(config),
             name=f"{column.name}_groups",
         )(embedding)
         return keras.layers.GlobalMaxPooling1D(name=f"{column.name}_vector")(groups)

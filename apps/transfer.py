@@ -183,6 +183,8 @@ def _network_of_run(config: Config) -> keras.Model:
     model = model_of_run(config.run_id)
     (pixels,) = model.input.values()
     network = keras.Model(pixels, _features(model), name=FEATURES)
+    if len(network.output.shape) != 2:
+        raise UserError(f"--weights {config.run_id}: no layer of that run's network makes one vector of an image")
     return keras.models.clone_model(network) if config.from_scratch else network
 
 
@@ -306,7 +308,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     known = data.train.take(np.arange(min(len(data.train), MOST_FOR_BASELINES)))
     features, test = (flat_pixels(config, data.spec, part.raw) for part in (known, data.test))
     classes, truth = (part.targets[LABEL].argmax(axis=1) for part in (known, data.test))
-    methods = {"majority": DummyClassifier(), "svm": SVC(C=10)}
+    methods = {"majority": DummyClassifier(), "svc": SVC(C=10)}
     return {
         name: {"accuracy": float(method.fit(features, classes).score(test, truth))} for name, method in methods.items()
     }
@@ -328,8 +330,7 @@ def report(run: Run) -> None:
     truth = run.data.test.targets[LABEL].argmax(axis=1)
     run.figure("confusion_matrix", draw.confusion_matrix(truth, probabilities.argmax(axis=1), names))
     pictures = np.asarray(run.data.test.inputs[IMAGE])
-    if (figure := confident_mistakes(pictures, probabilities, truth, names)) is not None:
-        run.figure("confident_mistakes", figure)
+    run.figure("mistakes", confident_mistakes(pictures, probabilities, truth, names))
 
 
 APP = App(

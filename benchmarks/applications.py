@@ -27,7 +27,7 @@ CASES = {
     "similarity": ("similarity", "recall_at_1"),
     "similarity, classes never seen": ("similarity --held-out-classes 8,9", "held_out_recall_at_1"),
     "autoencoder": ("autoencoder", "mse"),
-    "autoencoder, denoising": ("autoencoder --model denoising", "mse"),
+    "autoencoder, denoising": ("autoencoder --model denoising", "denoised_mse"),
     "autoencoder, variational": ("autoencoder --model variational", "reconstruction_mse"),
     "gan": ("gan --epochs 40", "frechet"),
     "gan, minimax": ("gan --epochs 40 --loss minimax", "frechet"),

@@ -59,7 +59,7 @@ class TrainingConfig:
     clip_norm: float = 0.0
     """Gradients are scaled down to this global norm (0: never)."""
     regularization: Regularization = "none"
-    """Dropout, batch normalization or both of them after hidden layers, or a penalty on the kernels of all layers."""
+    """Dropout, batch normalization or both after hidden layers, or a penalty on dense and convolution kernels."""
     regularization_strength: float = 0.0001
     """Factor of that penalty."""
     patience: int = 0

@@ -140,14 +140,15 @@ def filters(model: keras.Model) -> Figure | None:
 
 def feature_maps(model: keras.Model, image: np.ndarray) -> Figure | None:
     """What the first filters of each convolution give for one image (height, width, channels); None without any."""
+    from matplotlib.figure import Figure
+
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     if not convolutions:
         return None
     name = next(iter(model.input))
     outputs = keras.Model(model.input, {layer.name: layer.output for layer in convolutions})({name: image[None]})
     shown = min([MOST_MAPS, *(output.shape[-1] for output in outputs.values())])
-    figure, _ = new_figure(1, 1.1 * (shown + 1), 1.2 * len(convolutions) + 0.4)
-    figure.clear()
+    figure = Figure(figsize=(1.1 * (shown + 1), 1.2 * len(convolutions) + 0.4), layout="constrained")
     figure.suptitle("The image, and the first maps of each convolution", fontsize=11)
     axes = figure.subplots(len(convolutions), shown + 1, squeeze=False)
     for row, layer in zip(axes, convolutions, strict=True):
@@ -161,17 +162,20 @@ def feature_maps(model: keras.Model, image: np.ndarray) -> Figure | None:
     return figure
 
 
-def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, output: str) -> np.ndarray | None:
+def grad_cam(
+    model: keras.Model, images: np.ndarray, classes: np.ndarray, output: str, probable: bool = True
+) -> np.ndarray | None:
     """Where in an image the evidence for a class lies (Selvaraju et al. 2017, Grad-CAM).
 
     heat = ReLU(sum over k of w_k · map_k), where map_k are the maps of the last convolution and w_k is the mean over
-    the map of the gradient of the class's logarithmic probability.
+    the map of the gradient of the class's logarithmic probability, or of its score.
 
     Args:
         model: Has one image input.
         images: (count, height, width, channels), uint8.
         classes: Index of the class that is asked about, for each image.
         output: Name of the output, (count, classes).
+        probable: Whether the output is probabilities; otherwise scores, which may be negative.
 
     Returns:
         Heat (count, height, width) from 0 to 1, or None for a model without convolutions.
@@ -182,12 +186,14 @@ def grad_cam(model: keras.Model, images: np.ndarray, classes: np.ndarray, output
     name = next(iter(model.input))
     both = keras.Model(model.input, [last.output, model.output[output]])
     with tf.GradientTape() as tape:
-        maps, probabilities = both({name: images}, training=False)
-        score = tf.math.log(tf.gather(probabilities, classes, batch_dims=1) + keras.config.epsilon())
+        maps, outputs = both({name: images}, training=False)
+        score = tf.gather(outputs, classes, batch_dims=1)
+        score = tf.math.log(score + keras.config.epsilon()) if probable else score
     slopes = tf.cast(tape.gradient(score, maps), tf.float32)
     heat = tf.nn.relu(tf.reduce_sum(tf.reduce_mean(slopes, (1, 2), keepdims=True) * tf.cast(maps, tf.float32), -1))
     heat = tf.image.resize(heat[..., None], images.shape[1:3])[..., 0].numpy()
-    return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), 1e-9)
+    # Where a class is all but certain, slopes are tiny, and say where the evidence lies as well.
+    return heat / np.maximum(heat.max(axis=(1, 2), keepdims=True), np.finfo(np.float32).tiny)
 
 
 def confident_mistakes(

@@ -24,13 +24,14 @@ def augment(config: ImageConfig, spec: Spec, mixing: bool = True) -> Augment | N
         mixing: Whether `--mixup` and `--cutmix` may mix the targets, which have to be one-hot then.
 
     Raises:
-        UserError: `--mixup` or `--cutmix` where targets cannot be mixed.
+        UserError: `--mixup` or `--cutmix` where targets cannot be mixed, `--saturation` for grey images.
     """
     for name in ("mixup", "cutmix"):
         config.require(name, mixing or not getattr(config, name), "this application's targets cannot be mixed")
-    changes = {
-        column.name: augmentation_layers(config, shape_of(column)) for column in spec.inputs if column.kind == "image"
-    }
+    shapes = {column.name: shape_of(column) for column in spec.inputs if column.kind == "image"}
+    colored = all(channels == 3 for _, _, channels in shapes.values())
+    config.require("saturation", not config.saturation or colored, "needs images with colours")
+    changes = {name: augmentation_layers(config, shape) for name, shape in shapes.items()}
     mixer = _mixer(config)
     return _Augmentation(changes, mixer) if mixer or any(changes.values()) else None
 

@@ -109,6 +109,20 @@ def largest_pixel_difference(first: str, second: str) -> float:
     return max(float(np.abs(images[0] - images[1]).max()) - 1, 0.0) / 255
 
 
+def decode_pixels(content: bytes, channels: int) -> np.ndarray:
+    """Pixels (height, width, channels) of an image, uint8, in its own size, as `layers.DecodeImages` decodes them.
+
+    Args:
+        content: Of a file that can be decoded.
+        channels: 1 (grey) or 3 (colours).
+    """
+    pixels = tf.io.decode_image(content, expand_animations=False)
+    colored = pixels.shape[-1] >= 3
+    if channels == 1:
+        return (tf.image.rgb_to_grayscale(pixels[..., :3]) if colored else pixels[..., :1]).numpy()
+    return (pixels[..., :3] if colored else tf.repeat(pixels[..., :1], 3, axis=-1)).numpy()
+
+
 def image_shape(content: bytes) -> Shape | None:
     """Size of an image that can be decoded to its end; None for any other file."""
     try:

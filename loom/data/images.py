@@ -182,16 +182,12 @@ def image_field(name: str, files: Sequence[bytes], config: ImageConfig) -> tuple
         name: Of the column.
         files: Contents of the files.
         config: Sizes that are asked for; 0 stands for what is usual.
-
-    Raises:
-        UserError: `--saturation` for grey images.
     """
     looked_at = list(files)[:: max(1, len(files) // 1000)]
     shapes = _shapes(looked_at)
     usual = usual_shape(shapes)
     height, width = config.height or usual.height, config.width or usual.width
     channels = config.channels or usual.channels
-    config.require("saturation", not config.saturation or channels == 3, "needs images with colours")
     notes = []
     if len(set(shapes)) > 1 and not (config.height and config.width):
         notes.append(f"images of different sizes become {height} x {width}; --height and --width change it")
@@ -215,7 +211,7 @@ def load_classes(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digit
     Raises:
         UserError: The source cannot be used, there are fewer than two classes, or the images do not fit into memory.
     """
-    examples, parts = _parts(config, sample, lambda labels: labels.to_numpy())
+    examples, parts = split_images(config, sample)
     column, notes = image_field(IMAGE, parts["train"][IMAGE], config)
     check_memory(column, sum(map(len, parts.values())))
     target = class_field(LABEL, examples.whole[LABEL])
@@ -236,7 +232,7 @@ def load_pixels(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits
     Raises:
         UserError: The source cannot be used, or the images do not fit into memory.
     """
-    examples, parts = _parts(config, sample, classes_to_stratify)
+    examples, parts = split_images(config, sample, classes_to_stratify)
     column, notes = image_field(IMAGE, parts["train"][IMAGE], config)
     check_memory(column, sum(map(len, parts.values())))
     spec = Spec((column,), (column,))
@@ -249,10 +245,21 @@ def load_pixels(config: ImageConfig, sample: Callable[[], pd.DataFrame] = digits
     return Data(**splits, spec=spec, source=examples.source, bad=examples.bad, notes=tuple(notes))
 
 
-def _parts(
-    config: ImageConfig, sample: Callable[[], pd.DataFrame], stratify: Callable[[pd.Series], np.ndarray]
+def split_images(
+    config: ImageConfig,
+    sample: Callable[[], pd.DataFrame] = digits,
+    stratify: Callable[[pd.Series], np.ndarray] = np.asarray,
 ) -> tuple[Examples, dict[str, pd.DataFrame]]:
-    """The images of `--classes`, whole and in three parts."""
+    """The images of `--classes`, whole and in three parts, of the training part those of `--train-per-class`.
+
+    Args:
+        config: Names the source.
+        sample: Makes the built-in data set.
+        stratify: Turns labels into the classes whose shares are kept equal in all parts; one for each by default.
+
+    Raises:
+        UserError: The source cannot be used, or has no such classes.
+    """
     examples = _only_classes(read_images(config, sample), config)
     parts = split_examples(examples, config, lambda part: stratify(part[LABEL]))
     if config.train_per_class:

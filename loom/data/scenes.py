@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loom.data.files import encode_png
+from loom.data.files import decode_pixels, encode_png
 from loom.data.images import IMAGE, LABEL
-from loom.lazy import tf
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,6 +36,8 @@ class Recipe(NamedTuple):
     """Objects in a scene: one to this many."""
     clutter: int
     """Pieces of objects in a scene, which are none."""
+    channels: int = 1
+    """1 (grey) or 3 (colours)."""
 
 
 def make_scenes(parts: pd.DataFrame, count: int, recipe: Recipe, seed: tuple[int, ...]) -> pd.DataFrame:
@@ -69,19 +70,19 @@ def _scene(
     files: list[bytes], labels: list[str], recipe: Recipe, rng: np.random.Generator
 ) -> tuple[np.ndarray, list[dict[str, object]]]:
     """Pixels of one scene, uint8 (size, size, channels), and its objects."""
-    canvas = _canvas(recipe.size, files[0])
+    canvas = np.zeros((recipe.size, recipe.size, recipe.channels), np.float32)
     boxes: list[np.ndarray] = []
     found: list[dict[str, object]] = []
     for _ in range(rng.integers(1, recipe.most + 1)):
         row = int(rng.integers(len(files)))
-        piece = _piece(files[row], recipe.size, rng)
+        piece = _piece(files[row], recipe, rng)
         place = _free_place(piece, recipe.size, boxes, rng)
         if place is not None:
             _paint(canvas, piece, place)
             boxes.append(_box(piece, place))
             found.append({"label": labels[row], "box": boxes[-1].tolist()})
     for _ in range(recipe.clutter):
-        piece = _fragment(_piece(files[int(rng.integers(len(files)))], recipe.size, rng), rng)
+        piece = _fragment(_piece(files[int(rng.integers(len(files)))], recipe, rng), rng)
         place = _free_place(piece, recipe.size, boxes, rng)
         if place is not None:
             _paint(canvas, piece, place)
@@ -89,16 +90,11 @@ def _scene(
     return np.round(255 * np.clip(noisy, 0, 1)).astype(np.uint8), found
 
 
-def _canvas(size: int, file: bytes) -> np.ndarray:
-    channels = min(3, tf.io.decode_image(file, expand_animations=False).shape[-1])
-    return np.zeros((size, size, channels), np.float32)
-
-
-def _piece(file: bytes, size: int, rng: np.random.Generator) -> np.ndarray:
+def _piece(file: bytes, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
     """One object, resized and cut to the box around its ink, in a random brightness, floats up to 1."""
-    image = tf.io.decode_image(file, expand_animations=False).numpy()[..., :3].astype(np.float32)
+    image = decode_pixels(file, recipe.channels).astype(np.float32)
     image = _cut(image / max(image.max(), 1.0))
-    side = max(4, round(size * rng.uniform(SMALLEST, LARGEST)))
+    side = max(4, round(recipe.size * rng.uniform(SMALLEST, LARGEST)))
     scale = side / max(image.shape[:2])
     height, width = (max(2, round(scale * length)) for length in image.shape[:2])
     resized = np.einsum("iy,yxc,jx->ijc", _stretch(image.shape[0], height), image, _stretch(image.shape[1], width))

@@ -144,6 +144,11 @@ def split_examples(
     """
     train, test, validation = examples.train, examples.test, examples.validation
     seed = config.seed_of_splits
+    if examples.by_class:  # no split will mix the parts that the source has of its own
+        test, validation = (
+            None if part is None else part.sample(frac=1, random_state=seed) for part in (test, validation)
+        )
+        train = train if validation is None else train.sample(frac=1, random_state=seed)
     if test is None:
         train, test = _split(train, config.test_fraction, seed, stratify(train), "--test-fraction")
     if config.max_train:
@@ -155,8 +160,6 @@ def split_examples(
     if config.train_fraction < 1:
         _, train = _split(train, config.train_fraction, seed, stratify(train), "--train-fraction")
     parts = {"train": train, "validation": validation, "test": test}
-    if examples.by_class:  # a part that is the source's own still is sorted: its first rows are of one class
-        parts = {name: part.sample(frac=1, random_state=seed) for name, part in parts.items()}
     return {name: part.reset_index(drop=True) for name, part in parts.items()}
 
 

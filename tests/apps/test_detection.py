@@ -57,6 +57,24 @@ def test_outputs_without_mistakes_have_a_mean_average_precision_of_1(data: Data)
     assert detection.evaluate(SMALL, data)(data.test, wrong)["map_50"] == 0
 
 
+def test_scenes_are_made_of_the_classes_that_are_named() -> None:
+    data = detection.load(replace(SMALL, scenes=12, classes="1,7", train_per_class=3))
+    assert data.spec.target("objects").vocabulary == ("1", "7")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_grey_and_coloured_images_make_scenes_of_the_channels_that_are_asked_for(tmp_path: Path, channels: int) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        path = tmp_path / "abcd"[number % 4] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encode_png(rng.integers(0, 256, (9, 9, 1 + number // 4 % 4)).astype(np.uint8)))
+    config = replace(SMALL, data=str(tmp_path), channels=channels, scenes=30, scene_size=32)
+    data = encoded(APP, config, detection.load(config))
+    assert data.train.inputs["image"].shape == (22, 32, 32, channels)
+    assert detection.baselines(config, data).keys() == {"mean_box", "regions", "regions_neighbours"}
+
+
 @pytest.fixture(params=["stretch", "pad"])
 def own(request, tmp_path: Path) -> Config:
     """Settings that read images of different sizes, with a bright box of one of two classes in each."""
@@ -163,6 +181,7 @@ def test_baselines_that_know_more_are_better(data: Data) -> None:
             ({name: {"flip": "both", "crop": 1}.get(name, 0.5)}, f"--{name} .*would move or hide objects")
             for name in MOVING
         ],
+        ({"data": "boxes.csv", "classes": "1,2"}, "--classes 1,2: is for images that scenes are made of"),
         ({"overlap": 1.0}, "--overlap"),
         ({"scenes": 3}, "--scenes"),
         ({"stride": 5}, "--stride"),

@@ -48,6 +48,13 @@ def test_every_parameter_of_both_networks_moves_in_one_step(data: Data, settings
     assert len(networks) > 4
 
 
+def test_a_penalty_is_on_every_kernel(data: Data) -> None:
+    model = gan.build(replace(SMALL, regularization="l2"), data.spec)
+    kernels = [layer for layer in model._flatten_layers() if hasattr(layer, "kernel")]
+    assert len(kernels) > 4
+    assert all(layer.kernel_regularizer is not None for layer in kernels)
+
+
 def test_optimizers_have_their_own_rates_and_the_momentum_of_the_settings(data: Data, tmp_path: Path) -> None:
     config = replace(SMALL, learning_rate=0.002, discriminator_rate=0.25, momentum=0.4)
     model = prepare(APP, config, data, tmp_path).model

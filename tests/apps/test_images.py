@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import shutil
@@ -13,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 from rich.console import Console
-from support import TrainedRun, client, empty_store, loom
+from support import TrainedRun, client, empty_store, loom, served
 
 from apps import images
 from apps.images import APP, Config
@@ -77,6 +78,35 @@ def test_image_files_and_base64_give_the_same_answers(run: TrainedRun) -> None:
     assert answers[4] == pytest.approx(answers[0])
     assert answers[5:] == answers[:4]
     assert all(answer["label"] in set("0123456789") and 0.1 <= answer["probability"] <= 1 for answer in answers)
+
+
+@pytest.mark.slow
+def test_the_server_takes_base64_text(run: TrainedRun) -> None:
+    text = as_base64(digits()["image"][0])
+    outcome = loom("predict", run.run_id, "--json", json.dumps({"image": text}), cwd=run.folder)
+    assert served(run, [{"image": text}]) == [json.loads(outcome.output)]
+
+
+@pytest.mark.slow
+def test_every_format_is_written_and_takes_files_or_pixels(run: TrainedRun) -> None:
+    """The command compares each format's outputs with the model's own."""
+    import tensorflow as tf
+
+    formats = ["keras", "savedmodel", "litert", *(["onnx"] if importlib.util.find_spec("tf2onnx") else [])]
+    outcome = loom("export", run.run_id, "--format", *formats, "--output", "exported", cwd=run.folder)
+    assert outcome.status == 0, outcome.errors
+    answer = tf.saved_model.load(run.folder / "exported" / "savedmodel").serve({"image": [[digits()["image"][0]]]})
+    assert answer["label_label"].numpy()[0].decode() in set("0123456789")
+    (pixels,) = json.loads((run.folder / "exported" / "preprocessing.json").read_text())["core_inputs"]
+    assert pixels == {"name": "image", "dtype": "uint8", "shape": [None, 8, 8, 1]}
+
+
+@pytest.mark.slow
+def test_two_devices_train_on_augmented_images(tmp_path: Path) -> None:
+    settings = ("--epochs", "1", "--max-train", "200", "--filters", "4", "--rotation", "10", "--mixup", "0.2")
+    outcome = loom("train", "images", *settings, "--devices", "2", "--json", cwd=tmp_path)
+    assert outcome.status == 0, outcome.errors
+    assert "2 devices" in outcome.errors
 
 
 @pytest.mark.slow

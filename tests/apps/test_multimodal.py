@@ -162,6 +162,7 @@ def test_the_sample_is_what_its_words_say() -> None:
         ({"dropout": 1.0}, "--dropout 1.0"),
         ({"depth": 0}, "--depth 0"),
         ({"mixup": 0.2}, "--mixup 0.2"),
+        ({"train_per_class": 5}, "--train-per-class 5: is not used here"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(tmp_path, settings, words) -> None:

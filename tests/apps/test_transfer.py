@@ -179,6 +179,14 @@ def test_a_mistake_is_one_line_that_names_it(settings, words) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_run_whose_network_makes_no_vector_is_refused(source, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = keras.Input((8, 8, 1), dtype="uint8", name="image")
+    maps = keras.layers.Conv2D(2, 3)(keras.layers.Conv2D(2, 3)(keras.layers.Rescaling(1 / 255)(pixels)))
+    monkeypatch.setattr(transfer, "model_of_run", lambda run_id: keras.Model({"image": pixels}, {"cells": maps}))
+    with pytest.raises(UserError, match=f"--weights {RUN}: no layer of that run's network makes one vector"):
+        transfer.build(Config(**FEW), source[1])
+
+
 def test_without_a_network_the_error_says_how_to_supply_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**options: object) -> None:
         assert options["weights"] == "imagenet"

@@ -8,10 +8,12 @@ import json
 import multiprocessing
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -139,3 +141,35 @@ def same_weights(first: dict[str, Any], second: dict[str, Any]) -> bool:
     """Whether two saved models agree bit for bit."""
     assert first.keys() == second.keys()
     return all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def served(run: TrainedRun, records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What `loom serve` answers to rows of raw input."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "loom", "serve", run.run_id, "--port", str(port)]
+    with subprocess.Popen(
+        command, cwd=run.folder, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as server:
+        try:
+            _wait_until_healthy(port)
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/invocations",
+                json.dumps({"dataframe_records": list(records)}).encode(),
+                {"Content-Type": "application/json"},
+            )
+            with urllib.request.urlopen(request) as response:
+                return list(json.load(response)["predictions"])
+        finally:
+            server.terminate()
+
+
+def _wait_until_healthy(port: int) -> None:
+    for _ in range(600):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
+                return
+        except OSError:
+            time.sleep(0.1)
+    raise AssertionError("the server did not start within a minute")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
+import keras
 import numpy as np
+import pytest
 
 from loom.commands import _describe, _with_images_in_files
 from loom.data.files import as_base64, encode_png, is_png
-from loom.figures_images import _mosaic, embedding_map, image_grid
+from loom.figures_images import _mosaic, confident_mistakes, embedding_map, grad_cam, image_grid
 from loom.fresh import largest_difference
 from loom.report import advice, learning_curves
 
@@ -47,6 +49,30 @@ def test_images_lie_side_by_side_with_white_between_and_after_them() -> None:
     np.testing.assert_array_equal(found, expected)
     (axis,) = image_grid(np.zeros((5, 4, 4, 3), np.uint8), columns=3).axes
     assert axis.images[0].get_array().shape == (10, 15, 3)
+
+
+@pytest.mark.parametrize("probable", [True, False], ids=["probabilities", "scores"])
+def test_grad_cam_shows_where_the_evidence_for_a_class_lies(probable: bool) -> None:
+    """A class for what is bright and one for what is dark; scores are negative, which is no reason to see nothing."""
+    pixels = keras.Input((6, 6, 1), dtype="uint8", name="image")
+    bright_and_dark = keras.layers.Conv2D(2, 1, name="maps")
+    vector = keras.layers.GlobalAveragePooling2D()(bright_and_dark(keras.layers.Rescaling(1 / 255)(pixels)))
+    classes = keras.layers.Dense(2, "softmax" if probable else "linear", name="label")
+    model = keras.Model({"image": pixels}, {"label": classes(vector)})
+    bright_and_dark.set_weights([np.array([[[[1.0, -1.0]]]]), np.array([0.0, 1.0])])
+    classes.set_weights([9 * np.eye(2), np.array([-20.0, -20.0])])
+    image = np.zeros((6, 6, 1), np.uint8)
+    image[1:3, 2:5] = 255
+    heat = grad_cam(model, np.stack([image, image]), np.array([0, 1]), "label", probable)
+    assert heat is not None
+    is_bright = image[..., 0] > 0
+    np.testing.assert_allclose(heat, [is_bright, ~is_bright], atol=1e-6)
+
+
+def test_the_most_confident_mistakes_come_first() -> None:
+    probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7]])
+    figure = confident_mistakes(np.zeros((4, 2, 2, 1), np.uint8), probabilities, np.array([1, 0, 1, 0]), ["a", "b"])
+    assert [axis.get_title() for axis in figure.axes] == ["b (0.70)\nis a", "a (0.60)\nis b"]
 
 
 def test_codes_are_points_coloured_by_class_where_there_are_a_few() -> None:

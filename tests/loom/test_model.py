@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
-from support import TrainedRun, clean_environment, loom
+from support import TrainedRun, clean_environment, loom, served
 
 TEXTS = ["A superb film, I loved every minute!", "Not good at all.", "far from dull", "", "?", "ünïcödé हिन्दी"]
 OUTSIDE = """
@@ -54,34 +51,7 @@ def test_a_process_without_kerasloom_gives_the_same_answers(
 
 
 def test_the_server_gives_the_same_answers(sentiment_run: TrainedRun, answers: list[dict[str, object]]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "loom", "serve", sentiment_run.run_id, "--port", str(port)]
-    with subprocess.Popen(
-        command, cwd=sentiment_run.folder, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            wait_until_healthy(port)
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/invocations",
-                json.dumps({"dataframe_records": [{"text": text} for text in TEXTS]}).encode(),
-                {"Content-Type": "application/json"},
-            )
-            with urllib.request.urlopen(request) as response:
-                assert json.load(response)["predictions"] == answers
-        finally:
-            server.terminate()
-
-
-def wait_until_healthy(port: int) -> None:
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                return
-        except OSError:
-            time.sleep(0.1)
-    raise AssertionError("the server did not start within a minute")
+    assert served(sentiment_run, [{"text": text} for text in TEXTS]) == answers
 
 
 def test_a_model_predicts_with_the_code_it_was_saved_with(sentiment_run: TrainedRun) -> None:

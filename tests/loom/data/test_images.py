@@ -166,7 +166,7 @@ def test_images_that_would_not_fit_into_memory_are_refused(folder: Path) -> None
         ({"data": "nowhere"}, "--data nowhere: no such folder"),
         ({"rotation": 200.0}, "--rotation 200.0: must lie between 0 and 180 degrees"),
         ({"mixup": 0.2, "cutmix": 0.5}, "--cutmix 0.5: give this or --mixup"),
-        ({"saturation": 0.5}, "--saturation 0.5: needs images with colours"),
+        ({"saturation": 0.5, "channels": 1}, "--saturation 0.5: needs images with colours"),
         ({"max_train": 10, "train_fraction": 0.5}, "--max-train 10: give this or --train-fraction"),
     ],
 )
@@ -294,6 +294,12 @@ def test_targets_are_mixed_as_the_images_are(kind: str) -> None:
     else:  # Keras mixes targets by the size of the box before it is cut off at the edges
         assert np.corrcoef(mean, expected)[0, 1] > 0.9
     assert ((targets["label"] > 0.05) & (targets["label"] < 0.95)).any()
+
+
+def test_grey_images_have_no_saturation() -> None:
+    grey = Spec((Field("image", "image", statistics={"height": 8, "width": 10, "channels": 1}),), SPEC.targets)
+    with pytest.raises(UserError, match=r"--saturation 0\.5: needs images with colours"):
+        augment(ImageConfig(saturation=0.5), grey)
 
 
 def test_targets_that_cannot_be_mixed_are_refused() -> None:
