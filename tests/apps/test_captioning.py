@@ -17,6 +17,7 @@ from apps.captioning import APP, CAPTION, Config
 from loom import Data, UserError
 from loom.data.images import IMAGE
 from loom.data.pipeline import Ragged
+from loom.figures_attention import DIMMEST, attention_over_images
 from loom.scores import bleu_and_chrf
 from loom.seq2seq import PREVIOUS, previous_tokens
 from loom.trained import Trained
@@ -120,6 +121,18 @@ def test_scores_tell_scenes_that_were_never_trained_on_apart(data: Data) -> None
     for values in found.values():
         assert values.keys() == right.keys()
         assert values["exact"] < 0.5
+
+
+def test_each_word_has_a_picture_that_is_bright_where_it_looked() -> None:
+    image, words = np.full((8, 12, 3), 200, np.uint8), [" a", " dog", "(end)"]
+    weights = np.zeros((3, 2, 3), np.float32)
+    weights[0, 0, 0] = weights[1, 1, 2] = weights[2, 0, 1] = 1
+    axes = attention_over_images([(image, weights, words), (image, weights[:1], words[:1])]).axes
+    assert [axis.get_title() for axis in axes if axis.get_title()] == ["a", "dog", "(end)", "a"]
+    shown = [np.array(axis.images[0].get_array()) for axis in axes if axis.images]
+    assert [picture.shape for picture in shown] == 6 * [(8, 12, 3)]
+    assert shown[1][0, 0, 0] == shown[2][-1, -1, 0] == pytest.approx(200 / 255)
+    assert shown[1][-1, -1, 0] == pytest.approx(DIMMEST * 200 / 255)
 
 
 @pytest.mark.parametrize(
