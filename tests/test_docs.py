@@ -155,6 +155,17 @@ def test_the_tables_of_translation_are_the_recorded_ones() -> None:
         assert benchmark["difference_line"](row) in page
 
 
+def test_the_tables_of_the_detector_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    page, found = (ROOT / "docs" / "detector.md").read_text(encoding="utf-8"), results("detector")
+    lines = runpy.run_path(str(ROOT / "benchmarks" / "detector.py"))
+    for row in found["rows"]:
+        assert lines["line"](row) in page
+    for name in ("never", "last_letter", "window"):
+        assert lines["baseline_line"](found["rows"][0], name) in page
+    assert lines["pipe_line"](found["pipe"]) in page.replace("\n", " ")
+
+
 def test_the_titanic_table_is_the_recorded_one() -> None:
     page, summary = (ROOT / "docs" / "tabular.md").read_text(encoding="utf-8"), results("titanic")["summary"]
     mean = summary["mean"]
