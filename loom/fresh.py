@@ -27,16 +27,17 @@ class FreshProcess:
         self._folder = tempfile.TemporaryDirectory()  # outside the repository: nothing is found by accident
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         self._errors = Path(self._folder.name) / "errors"
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(Path(__file__).with_name("scorer.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors.open("wb"),
-            cwd=self._folder.name,
-            env=environment | {"CUDA_VISIBLE_DEVICES": "-1"},
-            text=True,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(Path(__file__).with_name("scorer.py"))],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                cwd=self._folder.name,
+                env=environment | {"CUDA_VISIBLE_DEVICES": "-1"},
+                text=True,
+                start_new_session=True,  # Ctrl-C is the parent's to handle
+            )
 
     def ask(self, model: Path, rows: list[dict[str, Any]], stream: bool = False) -> None:
         """Let a saved model answer raw examples, in the background; one example may have its answer streamed."""
