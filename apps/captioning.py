@@ -64,6 +64,7 @@ class Config(CaptionsConfig, DecoderConfig):
     """`batchnorm` normalizes the encoder's maps; only that and `none` are used here, beside --dropout."""
     epochs: int = 16
     batch_size: int = 32
+    buckets: int = 1  # images with captions of one length are of one kind, which would mislead batch norm
     learning_rate: float = 0.002
     schedule: Schedule = "onecycle"
     clip_norm: float = 1.0

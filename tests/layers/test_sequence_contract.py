@@ -50,8 +50,8 @@ EXEMPT = {
     **dict.fromkeys(("TokenEmbedding", "RepeatedContext", "ScheduledSampling"), "tested in test_tokens.py"),
     **dict.fromkeys(("CRF", "Viterbi"), "put out no sequences of vectors, tested in test_crf.py"),
     **dict.fromkeys(
-        ("AffixRows", "LetterIds", "MaxOverLetters", "NormalizeWords", "SplitWords", "WordShapes"),
-        "work on single words, tested in test_words.py",
+        ("AffixRows", "KnownLetters", "LetterIds", "MaxOverLetters", "NormalizeWords", "SplitWords", "WordShapes"),
+        "read words and letters as strings, tested in test_words.py",
     ),
     **dict.fromkeys(("CellBoxes", "Gallery"), "read no sequences, tested in test_boxes.py"),
     **dict.fromkeys(("DecodeImages", "RandomElastic"), "read no sequences, tested in test_images.py"),
