@@ -95,7 +95,8 @@ def test_every_format_is_written_and_takes_files_or_pixels(run: TrainedRun) -> N
     formats = ["keras", "savedmodel", "litert", *(["onnx"] if importlib.util.find_spec("tf2onnx") else [])]
     outcome = loom("export", run.run_id, "--format", *formats, "--output", "exported", cwd=run.folder)
     assert outcome.status == 0, outcome.errors
-    answer = tf.saved_model.load(run.folder / "exported" / "savedmodel").serve({"image": [[digits()["image"][0]]]})
+    exported = tf.saved_model.load(run.folder / "exported" / "savedmodel")  # whose variables go with it
+    answer = exported.serve({"image": [[digits()["image"][0]]]})
     assert answer["label_label"].numpy()[0].decode() in set("0123456789")
     (pixels,) = json.loads((run.folder / "exported" / "preprocessing.json").read_text())["core_inputs"]
     assert pixels == {"name": "image", "dtype": "uint8", "shape": [None, 8, 8, 1]}
