@@ -103,13 +103,10 @@ def recorded_config(app: App, run_id: str) -> TrainingConfig:
 def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
     """Print one answer a line."""
     from loom.data.files import with_files
-    from loom.data.spec import Spec
     from loom.fresh import FreshProcess
-    from loom.saving import local_model, trained_files
-    from loom.tracking import Store
 
-    model = local_model(Store(), run_id)
-    spec = Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
+    model = _model(run_id)
+    spec = _spec(model)
     rows = [row for text in inputs for row in _read_rows(text, spec)]
     process, growing = FreshProcess(), _Growing()
     try:
@@ -127,13 +124,10 @@ def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
 
 def chat(run_id: str) -> int:
     """Answer one line after the other, until the input ends."""
-    from loom.data.spec import Spec
     from loom.fresh import FreshProcess
-    from loom.saving import local_model, trained_files
-    from loom.tracking import Store
 
-    model = local_model(Store(), run_id)
-    spec = Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
+    model = _model(run_id)
+    spec = _spec(model)
     if [column.kind for column in spec.inputs] != ["text"]:
         names = ", ".join(column.name for column in spec.inputs)
         raise UserError(
@@ -149,6 +143,22 @@ def chat(run_id: str) -> int:
     finally:
         process.close()
     return 0
+
+
+def _model(run_id: str) -> Path:
+    """Folder of a run's model."""
+    from loom.saving import local_model
+    from loom.tracking import Store
+
+    return local_model(Store(), run_id)
+
+
+def _spec(model: Path) -> Spec:
+    """What a saved model takes."""
+    from loom.data.spec import Spec
+    from loom.saving import trained_files
+
+    return Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
 
 
 class _Growing:
@@ -191,10 +201,8 @@ def _lines_of_a_person() -> Iterator[str]:
 def watch(run_id: str, as_json: bool) -> int:
     """Read standard input as it comes, until it ends, and print what a model has to say of it at once."""
     from loom.fresh import FreshProcess
-    from loom.saving import local_model
-    from loom.tracking import Store
 
-    model = local_model(Store(), run_id)
+    model = _model(run_id)
     process = FreshProcess()
     try:
         process.read(model, "")  # the model is loaded, or refuses, before anything is waited for
@@ -229,10 +237,7 @@ def _pieces_of_text(file: int) -> Iterator[str]:
 
 def serve(run_id: str, host: str, port: int) -> int:
     """Run MLflow's scoring server until it is stopped."""
-    from loom.saving import local_model
-    from loom.tracking import Store
-
-    model = local_model(Store(), run_id)
+    model = _model(run_id)
     _check_port(host, port)
     print(f"POST raw input to http://{host}:{port}/invocations, for example:\n  {_curl(model, host, port)}", flush=True)
     arguments = ["models", "serve", "--model-uri", str(model), "--env-manager", "local"]
@@ -362,11 +367,7 @@ def _mlflow(arguments: list[str]) -> int:
 
 
 def _curl(model: Path, host: str, port: int) -> str:
-    from loom.data.spec import Spec
-    from loom.saving import trained_files
-
-    spec = Spec.from_json((trained_files(model) / "spec.json").read_text(encoding="utf-8"))
     values = {"number": 1.0, "image": "the image file as base64 text"}
-    example = {column.name: values.get(column.kind, "some text") for column in spec.inputs}
+    example = {column.name: values.get(column.kind, "some text") for column in _spec(model).inputs}
     body = json.dumps({"dataframe_records": [example]}, ensure_ascii=False)
     return f"curl http://{host}:{port}/invocations -H 'Content-Type: application/json' -d '{body}'"

@@ -113,7 +113,11 @@ class Seq2SeqConfig(DecoderConfig):
         """Refuse settings that cannot work, by name."""
         super().__post_init__()
         self.require("regularization", self.regularization == "none", "is not used here; --dropout is")
-        if self.model != "transformer" and self.bidirectional:
+        if self.model == "transformer":
+            self.require(
+                "bidirectional", self.bidirectional, "is for --model lstm and gru: a transformer has no direction"
+            )
+        elif self.bidirectional:
             self.require("units", self.units % 2 == 0, "must be even, or the encoder --no-bidirectional")
 
 

@@ -143,6 +143,7 @@ def test_copying_is_a_weak_baseline_and_a_dictionary_a_stronger_one(data: Data) 
         ({"top_p": 0.0}, "--top-p 0.0"),
         ({"model": "lstm", "units": 7}, "--units 7: must be even"),
         ({"attention": "none"}, "--attention none: chooses that of --model lstm and gru"),
+        ({"bidirectional": False}, "--bidirectional False: is for --model lstm and gru"),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(settings: dict, words: str) -> None:
