@@ -296,6 +296,7 @@ def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
 def report(run: Run) -> None:
     """Where the model errs, and which words decide."""
     from loom import report as draw
+    from loom.figures_text import colored_words
 
     target = run.data.spec.target(SENTIMENT)
     truth, outputs = run.data.test.targets[SENTIMENT][:, 0], run.test_outputs()[SENTIMENT]
@@ -306,7 +307,7 @@ def report(run: Run) -> None:
         run.figure("confusion_matrix", draw.confusion_matrix(truth, predicted, target.vocabulary))
     rows = explain(run.trained, _short_texts(run.data.test))
     title = "What each word adds to the prediction (blue) or takes from it (red)"
-    run.figure("words", draw.colored_words(rows, title, "words"))
+    run.figure("words", colored_words(rows, title, "words"))
     run.table("words", [{"text": text, "words": words, "adds": adds.tolist()} for text, words, adds in rows])
 
 

@@ -333,7 +333,7 @@ def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
 
 def report(run: Run) -> None:
     """What the model writes, and what surprises it."""
-    from loom.report import colored_words
+    from loom.figures_text import colored_words
 
     spec = run.data.spec.input(TEXT)
     tokenizer = Tokenizer(**spec.tokenizer)

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 
 from loom.app import Metrics
-from loom.fonts import NO_FONT, font_for
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 MAX_CLASSES_WITH_NUMBERS = 20
 """Above this, the cells of a confusion matrix are too small to write in."""
-WORD_SIZE = 8
-"""Points; of words in figures of texts."""
 
 
 def draw(run: Run) -> None:
@@ -137,69 +134,6 @@ def horizontal_bars(
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_title(title)
     return figure
-
-
-def colored_words(rows: Sequence[tuple[str, Sequence[str], np.ndarray]], title: str, table: str) -> Figure:
-    """Lines of words, each on a background from red (lowers the output) to blue (raises it).
-
-    Args:
-        rows: For each text a heading, its words, and one contribution per word.
-        title: Title of the figure.
-        table: Name of the table that holds the words too, for characters that no font has.
-    """
-    font = font_for((word for _, words, _ in rows for word in words), "DejaVu Sans Mono")
-    if font is None:
-        rows = [(heading, list(map(str, range(1, len(words) + 1))), values) for heading, words, values in rows]
-    width = 9.0
-    line_length = int(width * 72 / (0.61 * WORD_SIZE))  # a DejaVu Sans Mono character is 0.602 of its size wide
-    lines = [_wrap(words, values, line_length) for _, words, values in rows]
-    height = 0.26 * sum(len(wrapped) + 2 for wrapped in lines) + 0.6
-    figure, (axis,) = new_figure(1, width, height)
-    axis.set_axis_off()
-    axis.set(xlim=(0, line_length), ylim=(sum(len(wrapped) + 2 for wrapped in lines), 0))
-    axis.set_title(title, loc="left")
-    y = 1
-    for (heading, _, values), wrapped in zip(rows, lines, strict=True):
-        axis.text(0, y, heading, fontsize=8, weight="bold", va="center")
-        limit = max(np.abs(values).max(initial=0.0), 1e-9)
-        y = _draw_lines(axis, wrapped, y + 1, limit, font or "DejaVu Sans Mono") + 1
-    if font is None:
-        figure.supxlabel(NO_FONT.format(table=table), fontsize=8)
-    return figure
-
-
-def _wrap(words: Sequence[str], values: np.ndarray, length: int) -> list[list[tuple[str, float]]]:
-    lines: list[list[tuple[str, float]]] = [[]]
-    used = 0
-    for word, value in zip(words, values, strict=True):
-        if used + len(word) > length and lines[-1]:
-            lines.append([])
-            used = 0
-        lines[-1].append((word, value))
-        used += len(word) + 1
-    return lines
-
-
-def _draw_lines(axis: Axes, lines: list[list[tuple[str, float]]], y: int, limit: float, font: str) -> int:
-    from matplotlib import colormaps
-
-    for line in lines:
-        x = 0
-        for word, value in line:
-            strength = value / limit
-            axis.text(
-                x,
-                y,
-                word,
-                fontsize=WORD_SIZE,
-                family=font,
-                color="white" if abs(strength) > 0.75 else "black",
-                va="center",
-                bbox={"facecolor": colormaps["RdBu"](0.5 + 0.4 * strength), "edgecolor": "none", "pad": 1.0},
-            )
-            x += len(word) + 1
-        y += 1
-    return y
 
 
 def advice(history: Sequence[Metrics]) -> list[str]:

@@ -149,11 +149,15 @@ def served(run: TrainedRun, records: Sequence[Mapping[str, Any]]) -> list[dict[s
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "loom", "serve", run.run_id, "--port", str(port)]
-    with subprocess.Popen(
-        command, cwd=run.folder, env=clean_environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
+    log = run.folder / "server.log"
+    with (
+        log.open("wb") as lines,
+        subprocess.Popen(
+            command, cwd=run.folder, env=clean_environment(), stdout=lines, stderr=subprocess.STDOUT
+        ) as server,
+    ):
         try:
-            _wait_until_healthy(port)
+            assert _is_healthy(port, server), f"the server did not start: {log.read_text('utf-8', 'replace')}"
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/invocations",
                 json.dumps({"dataframe_records": list(records)}).encode(),
@@ -165,11 +169,13 @@ def served(run: TrainedRun, records: Sequence[Mapping[str, Any]]) -> list[dict[s
             server.terminate()
 
 
-def _wait_until_healthy(port: int) -> None:
-    for _ in range(600):
+def _is_healthy(port: int, server: subprocess.Popen[bytes]) -> bool:
+    """Whether a server starts. On a busy machine TensorFlow alone may need a minute."""
+    deadline = time.monotonic() + 600
+    while server.poll() is None and time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health"):
-                return
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=60):
+                return True
         except OSError:
             time.sleep(0.1)
-    raise AssertionError("the server did not start within a minute")
+    return False

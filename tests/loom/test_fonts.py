@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from loom.figures_attention import attention_maps
+from loom.figures_text import colored_words
 from loom.fonts import font_for
-from loom.report import colored_words
 
 
 def test_a_font_with_all_characters_is_found() -> None:
