@@ -161,6 +161,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return TrainedRun(outcome.result["run_id"], folder, outcome)
 
 
+@pytest.mark.slow
 def test_the_command_measures_captions_and_draws_where_it_looked(trained: TrainedRun) -> None:
     metrics = trained.outcome.result["metrics"]
     measured = ("bleu", "chrf", "exact", "exact_colours", "exact_unseen", "greedy_exact", "loss", "accuracy")
@@ -174,6 +175,7 @@ def test_the_command_measures_captions_and_draws_where_it_looked(trained: Traine
     assert {"captions.png", "attention.png"} <= {path.name for path in report.iterdir()}
 
 
+@pytest.mark.slow
 def test_a_saved_model_describes_the_file_of_an_image(trained: TrainedRun) -> None:
     model = Trained.open(trained.model / "artifacts" / "trained")
     image = captioning.load(SMALL).test.raw[IMAGE][0]

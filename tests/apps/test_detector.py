@@ -56,6 +56,7 @@ def trained_with(cell: str, data: Data) -> Trained:
     return Trained(APP, replace(config, threshold=0.5), data.spec, core)
 
 
+@pytest.mark.slow
 def test_a_run_finds_the_word_and_nothing_else(run: TrainedRun) -> None:
     metrics = run.outcome.result["metrics"]
     assert metrics["test_precision"] > 0.9
@@ -68,6 +69,7 @@ def test_a_run_finds_the_word_and_nothing_else(run: TrainedRun) -> None:
     assert {"stretch.png", "delays.png", "errors.json"} <= names
 
 
+@pytest.mark.slow
 def test_a_pipe_is_answered_at_once_and_letter_by_letter(run: TrainedRun) -> None:
     command = [str(Path(sys.executable).with_name("loom")), "watch", run.run_id, "--json"]
     pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -64,6 +64,7 @@ def test_the_report_shows_what_the_model_sees(run: TrainedRun) -> None:
     assert names >= {f"{name}.png" for name in figures} | {"recall_of_each_class.json"}
 
 
+@pytest.mark.slow
 def test_image_files_and_base64_give_the_same_answers(run: TrainedRun) -> None:
     """In a process that loads the saved model, with the code saved in it."""
     sample = digits().head(4)

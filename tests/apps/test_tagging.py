@@ -56,6 +56,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return TrainedRun(outcome.result["run_id"], folder, outcome)
 
 
+@pytest.mark.slow
 def test_a_run_beats_the_most_frequent_tags(run: TrainedRun) -> None:
     metrics = run.outcome.result["metrics"]
     assert metrics["test_accuracy"] > metrics["baseline_word_accuracy"] + 0.05
@@ -67,6 +68,7 @@ def test_a_run_beats_the_most_frequent_tags(run: TrainedRun) -> None:
     assert 0 < metrics["test_accuracy_unknown"] < metrics["test_accuracy_known"] <= 1
 
 
+@pytest.mark.slow
 def test_a_saved_model_tags_raw_text_in_a_fresh_process(run: TrainedRun) -> None:
     outcome = loom("predict", run.run_id, "Peter doesn't watch the old house, she does!", "", "--json", cwd=run.folder)
     assert outcome.status == 0, outcome.errors
@@ -78,6 +80,7 @@ def test_a_saved_model_tags_raw_text_in_a_fresh_process(run: TrainedRun) -> None
     assert empty == {"tags": []}
 
 
+@pytest.mark.slow
 def test_the_report_shows_sentences_and_confusions(run: TrainedRun) -> None:
     names = {Path(file.path).name for file in client(run.folder).list_artifacts(run.run_id, "report")}
     assert {"sentences.png", "sentences.json", "confusion_matrix.png"} <= names

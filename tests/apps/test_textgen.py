@@ -40,7 +40,9 @@ def run_of(book: Path, **settings: Any) -> Any:
     return build_run(APP, config, encoded(APP, config, APP.load(config)), book.parent)
 
 
-@pytest.mark.parametrize(("model", "depth"), [("lstm", 2), ("gru", 1), ("transformer", 2)])
+@pytest.mark.parametrize(
+    ("model", "depth"), [pytest.param("lstm", 2, marks=pytest.mark.slow), ("gru", 1), ("transformer", 2)]
+)
 def test_every_parameter_moves_and_stepping_is_reading(book: Path, model: str, depth: int) -> None:
     run = run_of(book, model=model, depth=depth, dropout=0.0)
     before = {weight.path: weight.numpy() for weight in run.model.trainable_weights}

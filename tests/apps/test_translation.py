@@ -174,6 +174,7 @@ def test_the_command_measures_its_translations(trained: TrainedRun) -> None:
     assert (report / "attention.png").exists()
 
 
+@pytest.mark.slow
 def test_a_saved_model_translates_raw_strings_one_after_the_other(trained: TrainedRun) -> None:
     """`chat` asks a fresh process, line by line; an empty line has its answer too."""
     done = subprocess.run(

@@ -280,7 +280,7 @@ BLOCKED = {  # heads, key heads, query steps, key steps, valid, allowed by head,
 
 
 # The slow suite has the rest.
-QUICKLY = {("everything", "jit"), ("shared_keys", "graph")}
+QUICKLY = {("shared_keys", "graph")}
 
 
 @pytest.mark.parametrize(

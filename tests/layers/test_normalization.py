@@ -227,6 +227,7 @@ def test_graphs_of_unknown_batch_and_time_give_the_same(rng, kind, training, jit
     np.testing.assert_allclose(in_graph(inputs, mask), wanted, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_models_train_save_and_load(rng, tmp_path):
     inputs = keras.Input((None, D))
     outputs = keras.layers.Masking()(inputs)

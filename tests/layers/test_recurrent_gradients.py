@@ -104,7 +104,9 @@ def test_a_step_depends_on_earlier_inputs_only(rng, problem, run_with_gradients,
     assert (np.abs(sequence_gradient[:, :3]).sum(axis=(0, 2)) > 0).all()
 
 
-@all_cases
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case == "lstm_full" else ()) for case in CASES]
+)
 def test_second_derivatives_of_the_closed_form_are_those_of_the_equations(rng, problem, in_graph, case):
     layer, (sequence, *states), upstream, mask = problem(case, True, False)
     recurrence = Recurrence(layer.cell, go_backwards=False, return_sequences=True)

@@ -84,6 +84,7 @@ def test_savedmodel_answers_a_text_without_words(exported: Path, answers: list[d
     assert outputs["sentiment_label"].numpy().tolist() == [answers[-1]["label"].encode()]
 
 
+@pytest.mark.slow
 def test_keras_file_answers_raw_texts(sentiment_run: TrainedRun, answers: list[dict[str, Any]]) -> None:
     import keras
     import tensorflow as tf

@@ -54,6 +54,7 @@ def test_the_server_gives_the_same_answers(sentiment_run: TrainedRun, answers: l
     assert served(sentiment_run, [{"text": text} for text in TEXTS]) == answers
 
 
+@pytest.mark.slow
 def test_a_model_predicts_with_the_code_it_was_saved_with(sentiment_run: TrainedRun) -> None:
     code = sentiment_run.model / "code" / "apps" / "sentiment.py"
     saved = code.read_text()

@@ -152,7 +152,7 @@ def test_the_first_step_is_traced_once(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("jit", ["on", "off"])
+@pytest.mark.parametrize("jit", [pytest.param("on", marks=pytest.mark.slow), "off"])
 def test_steps_taken_in_one_go_are_the_same_steps(tmp_path: Path, jit: str) -> None:
     ends = []
     for count in (1, 5):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from support import clean_environment, client
 
 MAKES_AN_EXPERIMENT = """
@@ -16,6 +17,7 @@ print(store.experiment("sentiment"))
 """
 
 
+@pytest.mark.slow
 def test_runs_that_start_at_the_same_moment_make_one_database_and_one_experiment(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MAKES_AN_EXPERIMENT]
     processes = [

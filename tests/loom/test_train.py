@@ -60,6 +60,7 @@ def test_the_artifacts_are_a_model_a_report_and_no_checkpoint(sentiment_run: Tra
     assert json.loads((artifacts / "config.json").read_text())["vocabulary_size"] == 800
 
 
+@pytest.mark.slow
 def test_the_same_settings_give_the_same_weights_bit_for_bit(sentiment_run: TrainedRun) -> None:
     again = loom("train", "sentiment", "--from-run", sentiment_run.run_id, "--json", cwd=sentiment_run.folder)
     assert again.status == 0, again.errors

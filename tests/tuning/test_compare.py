@@ -74,7 +74,11 @@ def test_the_table_is_the_mean_and_spread_of_the_runs(compared: tuple[Path, Outc
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--vary", "units=1,2", "--objective", "val_f1"], ["--objective val_f1", "val_accuracy"]),
+        pytest.param(
+            ["--vary", "units=1,2", "--objective", "val_f1"],
+            ["--objective val_f1", "val_accuracy"],
+            marks=pytest.mark.slow,
+        ),
         (["--vary", "units=1,2", "--units", "3"], ["--units gives it one value"]),
     ],
 )
