@@ -75,6 +75,8 @@ class Config(CaptionsConfig, DecoderConfig):
         super().__post_init__()
         for name in ("filters", "grid"):
             self.require(name, getattr(self, name) >= 1, "must be at least 1")
+        for name in ("classes", "train_per_class"):
+            self.require(name, not getattr(self, name), "is not used here: images have captions, not classes")
         known = self.regularization in ("none", "batchnorm")
         self.require("regularization", known, "is not used here; give none or batchnorm, and --dropout")
 

@@ -178,12 +178,12 @@ def build(config: Config, spec: Spec) -> keras.Model:
         vector = keras.layers.Dropout(config.dropout)(vector)
     target = spec.target(SENTIMENT)
     if target.kind == "number":
-        scaled = keras.layers.Dense(1, dtype="float32")(vector)
+        scaled = keras.layers.Dense(1, dtype="float32", name="output")(vector)
         output = keras.layers.Rescaling(target.statistics["scale"], target.statistics["mean"], dtype="float32")(scaled)
     elif target.kind == "binary":
-        output = keras.layers.Dense(1, "sigmoid", dtype="float32")(vector)
+        output = keras.layers.Dense(1, "sigmoid", dtype="float32", name="output")(vector)
     else:
-        output = keras.layers.Dense(len(target.vocabulary), "softmax", dtype="float32")(vector)
+        output = keras.layers.Dense(len(target.vocabulary), "softmax", dtype="float32", name="output")(vector)
     return keras.Model({"words": words}, {SENTIMENT: output})
 
 

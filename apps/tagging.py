@@ -166,7 +166,7 @@ def build(config: Config, spec: Spec) -> keras.Model:
     encode = _transformer if config.encoder == "transformer" else _recurrent
     states = encode(vectors, keras.ops.not_equal(words, 0), config)
     tags = len(spec.target(TAGS).vocabulary)
-    scores = keras.layers.Dense(tags, dtype="float32")(states)
+    scores = keras.layers.Dense(tags, dtype="float32", name="output")(states)
     if config.output == "crf":
         scored = layers.CRF()(scores)
         best = layers.Viterbi()(scored)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from loom.errors import UserError
 
-Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion"]
+Optimizer = Literal["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam", "adamw", "lion", "muon"]
 Schedule = Literal["constant", "cosine", "linear", "exponential", "onecycle"]
 Regularization = Literal["none", "dropout", "batchnorm", "both", "l1", "l2"]
 C = TypeVar("C", bound="TrainingConfig")
@@ -47,9 +47,9 @@ class TrainingConfig:
     buckets: int = 4
     """Number of sequence lengths that batches are padded to; more means less padding and more compilations."""
     optimizer: Optimizer = "adam"
-    """Update rule."""
+    """Update rule; `muon` makes steps of matrices orthogonal, and is adam for embeddings, outputs and all else."""
     momentum: float = 0.9
-    """Share of the past in the running mean of gradients: in momentum and nesterov, and β₁ of adam, adamw and lion."""
+    """Share of the past in the running mean of gradients; of adam, adamw and lion β₁."""
     learning_rate: float = 0.001
     """Learning rate of the first step, of `onecycle` the highest one."""
     schedule: Schedule = "constant"

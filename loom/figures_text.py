@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -147,7 +147,7 @@ def _draw_line(axis: Axes, line: Iterable[tuple[int, float, _Word]], y: float, f
     for x, width, word in line:
         box = {"facecolor": word.background, "edgecolor": "none", "pad": 1.1}
         # A word as long as the line must not push the lines together.
-        style = {"fontsize": SIZE, "family": font, "va": "center", "bbox": box, "in_layout": False}
+        style: dict[str, Any] = {"fontsize": SIZE, "family": font, "va": "center", "bbox": box, "in_layout": False}
         axis.text(x, y, word.text, color=word.color, **style)
         if word.caption:
             color = WRONG if word.wrong else "#555555"

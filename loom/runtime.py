@@ -86,7 +86,14 @@ def synchronize_batch_norm(model: keras.Model) -> None:
 
 def make_optimizer(config: TrainingConfig, learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
     """The optimizer that the config names, with its schedule over `steps`, clipping and weight decay."""
-    kinds = {
+    muon: dict[str, Any] = {
+        "momentum": config.momentum,
+        "adam_beta_1": config.momentum,
+        "exclude_layers": ["(^|/)output/"],
+        "weight_decay": None,  # Keras' own defaults are not zero
+        "adam_weight_decay": config.weight_decay,
+    }
+    kinds: dict[str, tuple[str, dict[str, Any]]] = {
         "sgd": ("SGD", {}),
         "momentum": ("SGD", {"momentum": config.momentum}),
         "nesterov": ("SGD", {"momentum": config.momentum, "nesterov": True}),
@@ -95,6 +102,7 @@ def make_optimizer(config: TrainingConfig, learning_rate: float, steps: int) -> 
         "adam": ("Adam", {"beta_1": config.momentum}),
         "adamw": ("AdamW", {"beta_1": config.momentum}),
         "lion": ("Lion", {"beta_1": config.momentum}),
+        "muon": ("Muon", muon),
     }
     name, options = kinds[config.optimizer]
     if config.weight_decay:

@@ -139,6 +139,7 @@ def test_each_word_has_a_picture_that_is_bright_where_it_looked() -> None:
     ("settings", "words"),
     [
         ({"regularization": "l2"}, "--regularization l2: is not used here; give none or batchnorm"),
+        ({"train_per_class": 3}, "--train-per-class 3: is not used here"),
         ({"grid": 0}, "--grid 0: must be at least 1"),
         ({"scenes": 5}, "--scenes 5: must be at least 20"),
         ({"source_column": "a"}, "--source-column a: give --target-column"),

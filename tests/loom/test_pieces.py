@@ -178,6 +178,22 @@ def test_one_cycle_rises_to_the_learning_rate_and_falls_to_nothing() -> None:
     assert (np.diff(rates[30:]) < 0).all()
 
 
+def test_muon_takes_orthogonal_steps_but_adams_of_embeddings_and_outputs() -> None:
+    optimizer = runtime.make_optimizer(TrainingConfig(optimizer="muon"), learning_rate=0.1, steps=100)
+    words = keras.Input((3,), dtype="int32")
+    hidden = keras.layers.Dense(8)(keras.layers.Flatten()(keras.layers.Embedding(5, 4)(words)))
+    model = keras.Model(words, keras.layers.Dense(6, name="output")(hidden))
+    before, rng = model.get_weights(), np.random.default_rng(0)
+    gradients = [keras.ops.convert_to_tensor(rng.normal(size=weight.shape), "float32") for weight in before]
+    optimizer.apply(gradients, model.trainable_variables)
+    embedding, kernel, _, output, _ = (np.abs(new - old) for new, old in zip(model.get_weights(), before, strict=True))
+    for step in (embedding, output):
+        np.testing.assert_allclose(step, 0.1, rtol=1e-3)  # Adam's first step is the gradient's sign
+    assert kernel.std() > 0.01
+    stretched = np.linalg.svd(model.get_weights()[1] - before[1], compute_uv=False)
+    assert stretched.max() < 2 * stretched.min()
+
+
 def test_regularization_means_the_same_everywhere() -> None:
     settings = {name: TrainingConfig(regularization=name) for name in ("none", "dropout", "batchnorm", "both", "l2")}
     assert [name for name, config in settings.items() if config.drops] == ["dropout", "both"]
