@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from loom import App, Data, Field, Metrics, Spec, main
-from loom.config import Regularization, Schedule
+from loom.config import Optimizer, Regularization, Schedule
 from loom.data.augment import augment
 from loom.data.captions import CaptionsConfig, encode_images, read_captions
 from loom.data.coloured_shapes import CAPTION, read_facts, share_of_exact
@@ -62,10 +62,11 @@ class Config(CaptionsConfig, DecoderConfig):
     """Share of each target's probability that all tokens have alike."""
     regularization: Regularization = "batchnorm"
     """`batchnorm` normalizes the encoder's maps; only that and `none` are used here, beside --dropout."""
-    epochs: int = 16
+    epochs: int = 12
     batch_size: int = 32
     buckets: int = 1  # images with captions of one length are of one kind, which would mislead batch norm
-    learning_rate: float = 0.002
+    optimizer: Optimizer = "muon"
+    learning_rate: float = 0.004
     schedule: Schedule = "onecycle"
     clip_norm: float = 1.0
     jit: Literal["auto", "on", "off"] = "off"
@@ -170,7 +171,7 @@ def space(hp: HyperParameters) -> dict[str, Any]:
         "units": hp.Choice("units", [64, 128, 256]),
         "depth": hp.Int("depth", 1, 2),
         "dropout": hp.Float("dropout", 0.0, 0.4, step=0.1),
-        "learning_rate": hp.Float("learning_rate", 5e-4, 5e-3, sampling="log"),
+        "learning_rate": hp.Float("learning_rate", 1e-3, 1e-2, sampling="log"),
     }
 
 
