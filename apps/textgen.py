@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserError, main
-from loom.config import Schedule
+from loom.config import Optimizer, Schedule
 from loom.data.scripts import scripts
 from loom.data.texts import read_text
 from loom.data.tokens import END, Tokenizer, Unit, what_follows
@@ -75,8 +75,9 @@ class Config(TrainingConfig):
     """Only so many of the likeliest tokens are drawn from (0: all)."""
     top_p: float = 1.0
     """Only the likeliest tokens that have so much probability together are drawn from."""
-    epochs: int = 10
-    learning_rate: float = 0.004
+    epochs: int = 8
+    optimizer: Optimizer = "muon"
+    learning_rate: float = 0.01
     schedule: Schedule = "cosine"
     clip_norm: float = 1.0
     jit: Literal["auto", "on", "off"] = "off"
