@@ -237,7 +237,7 @@ def space(hp: HyperParameters) -> dict[str, Any]:
         "units": hp.Choice("units", [64, 128, 256]),
         "depth": hp.Int("depth", 1, 2),
         "dropout": hp.Float("dropout", 0.0, 0.4, step=0.1),
-        "learning_rate": hp.Float("learning_rate", 1e-3, 1e-2, sampling="log"),
+        "learning_rate": hp.Float("learning_rate", 1e-3, 3e-2, sampling="log"),
     }
 
 
