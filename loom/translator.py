@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Answers that are written at a time."""
+COUNTERS = 4096
+"""How many counts of what has been asked are kept; texts may share one, so that a server's memory stays what it is."""
 Tensor = Any
 
 
@@ -60,8 +62,8 @@ class Translator:
     def write(self, sources: Sequence[Any], decoding: str = "") -> list[Written]:
         """An answer to each text or image, found as the settings say or as `decoding` does.
 
-        With sampling the numbers that decide follow from the seed, what is read, and how often it has come: the same
-        text gets another answer the next time, and the same answers in the same order in every process.
+        With sampling the numbers that decide follow from the seed, what is read, and a count of what was read before:
+        the same text gets another answer the next time, and the same answers in the same order in every process.
 
         Args:
             sources: Raw examples.
@@ -117,9 +119,10 @@ class Translator:
         for row in range(len(column)):
             read = column.take(np.array([row])).values if isinstance(column, Ragged) else column[row]
             key = zlib.crc32(np.ascontiguousarray(read).tobytes())
-            rng = np.random.default_rng((self._config.seed, key, self._asked[key]))
+            slot = key % COUNTERS
+            rng = np.random.default_rng((self._config.seed, key, self._asked[slot]))
             columns.append(rng.uniform(size=self._most_tokens).astype(np.float32))
-            self._asked[key] += 1
+            self._asked[slot] += 1
         return np.stack(columns, axis=1)
 
     def _begin(self, source: Tensor) -> tuple[Any, Any]:
