@@ -217,7 +217,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
 
 
 def test(run: Run, measured: Metrics) -> Metrics:
-    """Scores of the test images' captions, by the decoding of the settings and by greedy decoding."""
+    """Scores of the test images' captions, by beam search and by greedy decoding."""
     config: Any = run.config
     references, translator = captions_of(run.data.test.raw), Translator.of(run.trained, network)
     written = {how: [answer.text for answer in translator.write(references.index, how)] for how in ("beam", "greedy")}

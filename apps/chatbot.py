@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from loom.run import Run
     from loom.trained import Trained
 
+AT_ONCE = 100
+"""Questions that the baseline compares with all known ones at a time."""
 SHOWN = 3
 """Attention maps in a figure."""
 
@@ -107,8 +109,10 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     usual = pairs[TARGET].mode()[0]
 
     def nearest(texts: Sequence[str]) -> list[str]:
-        similarity = linear_kernel(vectorizer.transform(texts), known)
-        return list(pairs[TARGET].iloc[similarity.argmax(axis=1)])
+        asked = vectorizer.transform(texts)
+        parts = (asked[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE))
+        rows = np.concatenate([linear_kernel(part, known).argmax(axis=1) for part in parts])
+        return list(pairs[TARGET].iloc[rows])
 
     same = recorded(data, [usual] * len(asked))
     return {

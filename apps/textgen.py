@@ -16,7 +16,7 @@ from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserErr
 from loom.config import Optimizer, Schedule
 from loom.data.scripts import scripts
 from loom.data.texts import read_text
-from loom.data.tokens import END, Tokenizer, Unit, what_follows
+from loom.data.tokens import END, LONGEST, Tokenizer, Unit, what_follows
 from loom.lazy import keras, layers
 from loom.ngrams import NGrams
 from loom.writer import Writer
@@ -122,9 +122,16 @@ def _parts(text: str, config: Config) -> dict[str, str]:
     """Three pieces in the order of the text, divided where a line ends."""
     ends = [1 - config.test_fraction, 1]
     ends = [ends[0] * (1 - config.validation_fraction), *ends]
-    places = [0, *(text.rfind("\n", 0, int(end * len(text))) + 1 for end in ends[:-1]), len(text)]
+    places = [0, *(_line_start(text, int(end * len(text))) for end in ends[:-1]), len(text)]
     train, validation, test = (text[start:stop] for start, stop in itertools.pairwise(places))
     return {"train": train[: int(config.train_fraction * len(train))], "validation": validation, "test": test}
+
+
+def _line_start(text: str, place: int) -> int:
+    """Where the line of a character begins; in one that is too long for that, a word near it."""
+    nearest = max(0, place - LONGEST)
+    ends = (text.rfind(sign, nearest, place) for sign in ("\n", " "))
+    return next((end + 1 for end in ends if end >= 0), place)
 
 
 def _pieces(text: str) -> list[str]:

@@ -73,7 +73,8 @@ class SplitWords(keras.layers.Layer):
         for pattern, replacement in _RULES:
             apart = tf.strings.regex_replace(apart, pattern, replacement)
         known = tf.strings.regex_full_match(text[:, 0], r"(?s).*\t.*")
-        apart = tf.strings.regex_replace(tf.where(known, text[:, 0], apart), r"^\t+|\t+$", "")
+        apart = tf.strings.regex_replace(tf.where(known, text[:, 0], apart), r"\t+", "\t")
+        apart = tf.strings.regex_replace(apart, r"^\t|\t$", "")
         words = tf.strings.split(apart[:, None], "\t").to_tensor("")[:, 0]
         return tf.pad(words, [[0, 0], [0, tf.maximum(1 - tf.shape(words)[1], 0)]], constant_values="")
 

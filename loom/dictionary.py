@@ -10,8 +10,8 @@ from loom.data.tokens import split_words
 
 ROUNDS = 5
 """Rounds of expectation maximization; after these few the likeliest words hardly change."""
-MOST_PAIRS = 50_000
-"""Pairs of texts that are learned from: every word of one with every word of the other takes memory."""
+MOST_PAIRS = 10_000_000
+"""Pairs of words that are learned from, every word of a text with every word of its translation: 1.5 GB."""
 
 
 class Dictionary:
@@ -22,19 +22,23 @@ class Dictionary:
     machine translation"), without the empty word. Words that are not known are copied.
 
     Args:
-        sources: Texts to translate from; of more than 50,000 the first ones count.
+        sources: Texts to translate from; the first ones count, up to 10 million pairs of words.
         targets: Their translations.
     """
 
     def __init__(self, sources: Sequence[str], targets: Sequence[str]) -> None:
         names: tuple[dict[str, int], dict[str, int]] = ({}, {})
-        pairs = []
-        for place, (source, target) in enumerate(zip(sources[:MOST_PAIRS], targets[:MOST_PAIRS], strict=True)):
+        pairs: list[np.ndarray] = []
+        total = 0
+        for place, (source, target) in enumerate(zip(sources, targets, strict=True)):
             words = [
                 np.array([known.setdefault(word, len(known)) for word in split_words(text)], int)
                 for known, text in zip(names, (source, target), strict=True)
             ]
             count = len(words[0]) * len(words[1])
+            total += count
+            if pairs and total > MOST_PAIRS:
+                break
             # Every word of the target with every word of the source, and which target word it is.
             step = np.repeat(np.arange(len(words[1])), len(words[0]))
             pairs.append(np.stack([np.tile(words[0], len(words[1])), words[1][step], step, np.full(count, place)]))

@@ -11,7 +11,7 @@ from loom.data.pairs import SOURCE
 from loom.figures_images import show_image
 from loom.fonts import NO_FONT, font_for
 from loom.lazy import tf
-from loom.report import new_figure
+from loom.report import PLAIN, new_figure
 from loom.translator import Translator
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def attention_maps(rows: Sequence[tuple[np.ndarray, Sequence[str], Sequence[str]
             labels = (
                 [token.strip() or "·" for token in side] if font else [str(place + 1) for place in range(len(side))]
             )
-            set_ticks(range(len(side)), labels, rotation=turn, fontsize=8, fontfamily=font or "DejaVu Sans")
+            set_ticks(range(len(side)), labels, rotation=turn, fontsize=8, fontfamily=font or "DejaVu Sans", **PLAIN)
         axis.xaxis.tick_top()
         axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axes, label="share of what is read", shrink=0.6)
@@ -102,5 +102,5 @@ def attention_over_images(rows: Sequence[tuple[np.ndarray, np.ndarray, Sequence[
         for axis, token, each in zip(places[1:], tokens, heat, strict=False):
             light = DIMMEST + (1 - DIMMEST) * each / max(float(each.max()), 1e-9)
             show_image(axis, pixels / 255 * light[..., None])
-            axis.set_title(token.strip() or "·", fontsize=9, pad=3, fontfamily=font)
+            axis.set_title(token.strip() or "·", fontsize=9, pad=3, fontfamily=font, **PLAIN)
     return figure

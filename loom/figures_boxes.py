@@ -9,7 +9,7 @@ import numpy as np
 
 from loom.average_precision import Objects, judge, precision_recall
 from loom.figures_images import show_image
-from loom.report import new_figure
+from loom.report import PLAIN, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +48,7 @@ def boxes_in_images(
             for box, kind, score in zip(*found[index], strict=True):
                 _draw(axis, box, FOUND, "-")
                 text = f"{names[kind]} {score:.2f}"
-                axis.text(box[0] - 0.5, box[1] - 1, text, fontsize=7, color=FOUND, va="bottom", weight="bold")
+                axis.text(box[0] - 0.5, box[1] - 1, text, fontsize=7, color=FOUND, va="bottom", weight="bold", **PLAIN)
     return figure
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from loom.data.pipeline import Batches
 from loom.lazy import keras, tf
-from loom.report import new_figure
+from loom.report import PLAIN, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,7 +60,7 @@ def image_grid(
         axis.set_axis_off()
         if index < len(images):
             show_image(axis, images[index], None if heat is None else heat[index], limits)
-            axis.set_title(titles[index] if titles else "", fontsize=8, pad=3)
+            axis.set_title(titles[index] if titles else "", fontsize=8, pad=3, **PLAIN)
     return figure
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from loom.data.streams import NEAR_MISS, WORD, Detections, Stream
 from loom.fonts import font_for
-from loom.report import new_figure
+from loom.report import PLAIN, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,7 +43,7 @@ def draw_stretch(stream: Stream, first: int, probabilities: np.ndarray, threshol
         _draw_row(axis, stream.marks[row], probabilities[row], threshold)
         if font:
             letters = [letter if letter.isprintable() else " " for letter in stream.text[row]]
-            axis.set_xticks(range(len(letters)), letters, fontsize=9, fontfamily=font)
+            axis.set_xticks(range(len(letters)), letters, fontsize=9, fontfamily=font, **PLAIN)
         axis.set_ylabel(f"from {first + start + 1:,}", fontsize=8)
     handles = [Patch(facecolor=COLORS[mark], label=f"{name} planted") for mark, name in NAMES.items()]
     figure.legend(handles=handles, loc="outside upper right", ncols=2, frameon=False, fontsize=9)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from loom.fonts import NO_FONT, font_for, width_of
-from loom.report import new_figure
+from loom.report import PLAIN, new_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,7 +110,7 @@ def _drawn(texts: Sequence[tuple[str, Sequence[_Word]]], line_height: float, tit
     y = 0.2
     for heading, lines in pages:
         if heading:
-            axis.text(0, y, heading, fontsize=8, weight="bold", va="center")
+            axis.text(0, y, heading, fontsize=8, weight="bold", va="center", **PLAIN)
             y += 1
         for line in lines:
             _draw_line(axis, line, y, shown)
@@ -147,10 +147,17 @@ def _draw_line(axis: Axes, line: Iterable[tuple[int, float, _Word]], y: float, f
     for x, width, word in line:
         box = {"facecolor": word.background, "edgecolor": "none", "pad": 1.1}
         # A word as long as the line must not push the lines together.
-        style: dict[str, Any] = {"fontsize": SIZE, "family": font, "va": "center", "bbox": box, "in_layout": False}
+        style: dict[str, Any] = {
+            "fontsize": SIZE,
+            "family": font,
+            "va": "center",
+            "bbox": box,
+            "in_layout": False,
+            **PLAIN,
+        }
         axis.text(x, y, word.text, color=word.color, **style)
         if word.caption:
             color = WRONG if word.wrong else "#555555"
-            axis.text(x, y + 0.42, word.caption, fontsize=0.72 * SIZE, va="center", color=color)
+            axis.text(x, y + 0.42, word.caption, fontsize=0.72 * SIZE, va="center", color=color, **PLAIN)
         if word.wrong:
             axis.plot([x, x + width], [y + 0.22, y + 0.22], color=WRONG, linewidth=1.6, solid_capstyle="butt")

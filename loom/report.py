@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import Console
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 MAX_CLASSES_WITH_NUMBERS = 20
 """Above this, the cells of a confusion matrix are too small to write in."""
+PLAIN: dict[str, Any] = {"parse_math": False}
+"""For texts of data in figures: two dollars in one are no formula."""
 
 
 def draw(run: Run) -> None:
@@ -71,8 +73,8 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: Sequence
     figure, (axis,) = new_figure(1, size + 0.8, size)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, label="share of the true class", shrink=0.8)
-    axis.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) > 4 else 0, ha="center")
-    axis.set_yticks(range(len(classes)), classes)
+    axis.set_xticks(range(len(classes)), classes, rotation=45 if len(classes) > 4 else 0, ha="center", **PLAIN)
+    axis.set_yticks(range(len(classes)), classes, **PLAIN)
     axis.set(xlabel="predicted", ylabel="true")
     if len(classes) <= MAX_CLASSES_WITH_NUMBERS:
         for row, column in np.ndindex(counts.shape):

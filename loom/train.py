@@ -212,11 +212,13 @@ def _complete(training: Training, resumed: bool) -> Outcome:
             model = _save(training)
         examples = run.data.test.raw.head(CHECKED_ROWS)
         fresh.ask(model, as_records(examples))
+        # Before the report asks for more: sampled answers depend on what was asked before.
+        expected = run.trained.predict(examples)
         with progress.phase("report"):
             report.draw(run)
             tracker.log_folder(run.folder, "report")
         with progress.phase("checking the saved model"):
-            difference = _check(run, examples, fresh.answers(model))
+            difference = _check(expected, fresh.answers(model), TOLERANCE[run.runtime.precision])
     finally:
         fresh.close()
     with progress.phase("waiting for the baselines"):
@@ -274,7 +276,7 @@ def _save(training: Training) -> Path:
     return training.tracker.local_copy(MODEL)
 
 
-def _check(run: Run, examples: pd.DataFrame, answers: list[Answer]) -> float:
+def _check(expected: list[Answer], answers: list[Answer], tolerance: float) -> float:
     """Compare the answers of a fresh process, which loaded the saved model, with the trained model's own.
 
     One answer may differ altogether: at a tie, the last digit decides what is said.
@@ -282,11 +284,9 @@ def _check(run: Run, examples: pd.DataFrame, answers: list[Answer]) -> float:
     Raises:
         RuntimeError: They differ by more than two processes' arithmetic does.
     """
-    expected = run.trained.predict(examples)
     if len(answers) != len(expected):
         raise RuntimeError(f"the saved model gave {len(answers)} answers to {len(expected)} examples")
     differences = sorted(map(largest_difference, expected, answers))
-    tolerance = TOLERANCE[run.runtime.precision]
     beyond = sum(not difference <= tolerance for difference in differences)
     if beyond > ANSWERS_AT_A_TIE:
         raise RuntimeError(f"{beyond} of {len(expected)} answers of the saved model differ from the trained model's")

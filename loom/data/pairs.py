@@ -131,7 +131,10 @@ def usable(examples: Examples, config: TrainingConfig, texts: Sequence[str]) -> 
     bad = [Bad(examples.where(row), why) for row, why in enumerate(whys) if why]
     every = (*examples.bad, *bad)
     check_bad(every, len(whole) + len(examples.bad), config.max_bad, f"rows of {config.data}")
-    return replace(examples.take(whole[[not why for why in whys]]), bad=every)
+    kept = whole[[not why for why in whys]]
+    if not len(kept):
+        raise UserError(f"--data {config.data}: no row is left, for none has both {' and '.join(texts)}")
+    return replace(examples.take(kept), bad=every)
 
 
 def _why_bad(texts: Mapping[str, str | None]) -> str:

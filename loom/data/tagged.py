@@ -121,7 +121,7 @@ def _read_block(
     for number, line in enumerate(lines, start):
         if number in spoiled:
             return [], [], (number, spoiled[number])
-        if line.startswith("#") and (is_conllu or "\t" not in line):
+        if line.startswith("#") and (is_conllu or (not words and _is_comment(line, lines))):
             continue
         try:
             token = _conllu_token if is_conllu else _token
@@ -134,6 +134,12 @@ def _read_block(
     if len(words) > reading.max_words:
         return [], [], (start, f"the sentence has {len(words):,} words, more than {reading.max_words:,}")
     return words, tags, None
+
+
+def _is_comment(line: str, lines: Sequence[str]) -> bool:
+    """Whether a line with # before a sentence is none of its words, which have as many columns as the last one."""
+    first, last = (len(each.split("\t" if "\t" in lines[-1] else None)) for each in (line, lines[-1]))
+    return first != last or all(each.startswith("#") for each in lines)
 
 
 def _conllu_token(line: str, reading: Reading) -> tuple[str, str] | None:

@@ -27,6 +27,8 @@ _NO_SPACE_BEFORE = re.compile(r" ([^\w\s(\[{\"'«„“#@&§$€£*+/=<>~-])(?!\
 _NO_SPACE_AFTER = re.compile(r"([(\[{«„]) ")
 _AROUND_LINE_END = re.compile(r" ?\n ?")
 _NO_SPACE_AROUND = re.compile(r"(?<=\w) (['\u2019-]) (?=\w)")
+LONGEST = 10_000
+"""Characters of a text that a vocabulary is learned from at once."""
 UNSETTLED = 2
 """Words and signs at the end of a text whose spaces may depend on what follows."""
 
@@ -74,7 +76,9 @@ class Tokenizer:
             "add_dummy_prefix": False,
             "user_defined_symbols": ["\n"],
         }
-        sentences = [sentence for sentence in map(tokenizer.normalized, texts) if sentence]
+        # SentencePiece passes over a sentence of more than some bytes without a word.
+        whole = [tokenizer.normalized(text) for text in texts]
+        sentences = [text[start : start + LONGEST] for text in whole for start in range(0, len(text), LONGEST)]
         if not sentences:
             raise UserError("the training texts hold no words: check the text column")
         model = io.BytesIO()
@@ -92,7 +96,7 @@ class Tokenizer:
                 unk_id=UNKNOWN,
                 bos_id=START,
                 eos_id=END,
-                max_sentence_length=100_000,
+                max_sentence_length=4 * LONGEST,
                 num_threads=1,
                 **(exact if lines and unit != "words" else {}),
                 minloglevel=2,

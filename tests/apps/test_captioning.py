@@ -201,6 +201,13 @@ def test_sampling_is_the_same_in_the_same_order(trained: TrainedRun) -> None:
 
 
 @pytest.mark.slow
+def test_a_run_that_samples_its_answers(tmp_path: Path) -> None:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in FLAGS.items()]
+    outcome = loom("train", "captioning", *flags, "--decoding", "sampling", "--json", cwd=tmp_path)
+    assert outcome.status == 0, outcome.errors
+
+
+@pytest.mark.slow
 def test_scenes_are_described_exactly(tmp_path: Path) -> None:
     outcome = loom("train", "captioning", "--json", cwd=tmp_path)
     assert outcome.status == 0, outcome.errors

@@ -123,6 +123,14 @@ def test_a_continuation_follows_its_prompt(tokens: str) -> None:
         assert tokens == "words" or shown == rest
 
 
+def test_a_text_in_one_line_is_divided_between_words(tmp_path: Path) -> None:
+    (tmp_path / "line.txt").write_text("zwei Wörter " * 3000, encoding="utf-8")
+    data = APP.load(Config(data=str(tmp_path / "line.txt"), length=32))
+    starts = [split.raw[TEXT].iloc[0] for split in data.splits.values()]
+    assert all(start.startswith(("zwei", "Wörter")) for start in starts)
+    assert len(data.train) > 5 * len(data.test) > 0
+
+
 def test_signs_stand_with_their_letters_in_the_figure() -> None:
     pieces, rates = textgen._with_marks([*"किताब", "\n"], np.arange(6.0))
     assert pieces == ["कि", "ता", "ब", "↵"]

@@ -19,7 +19,7 @@ from loom import Data, UserError
 from loom.data import hindi
 from loom.data.pipeline import Batches, Buckets, Ragged
 from loom.data.tokens import END, START
-from loom.dictionary import MOST_PAIRS, Dictionary
+from loom.dictionary import Dictionary
 from loom.seq2seq import PREVIOUS, previous_tokens
 from loom.trained import Trained
 from loom.translator import Translator
@@ -126,7 +126,15 @@ def test_a_dictionary_finds_the_words_that_belong_together() -> None:
     dictionary = Dictionary(sources, targets)
     assert dictionary.translate("the house") == ["das", "haus"]
     assert dictionary.translate("a xyzzy car") == ["ein", "xyzzy", "auto"]
-    assert Dictionary([*["the"] * MOST_PAIRS, "house"], [*["das"] * MOST_PAIRS, "haus"]).translate("house") == ["house"]
+
+
+def test_a_dictionary_is_learned_from_the_first_pairs_of_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loom.dictionary.MOST_PAIRS", 3)
+    assert Dictionary(["the", "a", "no", "house"], ["das", "ein", "kein", "haus"]).translate("no house") == [
+        "kein",
+        "house",
+    ]
+    assert Dictionary(["the house"], ["das haus"]).translate("the house") != ["the", "house"]
 
 
 def test_copying_is_a_weak_baseline_and_a_dictionary_a_stronger_one(data: Data) -> None:

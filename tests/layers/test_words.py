@@ -41,6 +41,7 @@ def decoded(tensor) -> list[list[str]]:
         ("Ça va?\n\tno", "Ça va?\n|no"),
         ("  ", ""),
         ("U.S.\t", "U.S."),
+        ("\tAnna\t\twalks\t\t\thome", "Anna|walks|home"),
     ],
 )
 def test_texts_are_taken_apart_as_treebanks_do(text: str, words: str) -> None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+
+import numpy as np
 from matplotlib.figure import Figure
 
-from loom.figures_text import CHARACTERS, Tagged, draw_tagged
+from loom.figures_attention import attention_maps
+from loom.figures_text import CHARACTERS, Tagged, colored_words, draw_tagged
 
 
 def drawn(*words: Tagged) -> tuple[list[tuple[str, str, float]], Figure]:
@@ -26,6 +30,13 @@ def test_words_are_given_room_for_the_font_that_has_them() -> None:
         written, _ = drawn(Tagged("W" * 20, "NOUN", "NOUN"), Tagged(other, "NOUN", "NOUN"))
         assert [name for text, name, _ in written if text != "NOUN"] == [font] * 2
         assert written[2][2] >= least  # a W of the second font is 1.6 times as wide as a letter of the first
+
+
+def test_dollars_are_no_formulas() -> None:
+    _, figure = drawn(Tagged("$_$", "NOUN", "VERB"), Tagged("$", "VERB", "NOUN"))
+    figure.savefig(io.BytesIO())
+    colored_words([("$^$", ["$_$"], np.ones(1))], "title", "words").savefig(io.BytesIO())
+    attention_maps([(np.ones((1, 1)), ["$_$"], ["$^$"])], "attention").savefig(io.BytesIO())
 
 
 def test_words_that_no_font_has_are_numbers_and_long_ones_are_cut() -> None:

@@ -99,6 +99,12 @@ def test_columns_of_a_table_are_chosen_by_name(tmp_path) -> None:
     assert notes == ["column 'id' is the source and 'hi' the target; --source-column and --target-column choose others"]
 
 
+def test_nothing_left_is_one_line(tmp_path) -> None:
+    (tmp_path / "pairs.tsv").write_text("alone\nno pair\n")
+    with pytest.raises(UserError, match="no row is left, for none has both source and target"):
+        read_pairs(PairsConfig(data=str(tmp_path / "pairs.tsv"), max_bad=1.0), no_sample)
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [

@@ -58,8 +58,10 @@ def test_column_files_have_the_word_first_and_the_tag_last(tmp_path: Path) -> No
     table = read(
         tmp_path, "-DOCSTART- O\n\n# note\nRavi NNP B-PER\r\n# NN O\nsings VBZ O\n\n\n\nSo\tRB\tO", name="a.txt"
     )
-    assert table.frame["sentence"].tolist() == ["Ravi\tsings\t", "So\t"]
-    assert table.frame["tags"].tolist() == ["B-PER\tO", "O"]
+    assert table.frame["sentence"].tolist() == ["Ravi\t#\tsings\t", "So\t"]
+    assert table.frame["tags"].tolist() == ["B-PER\tO\tO", "O"]
+    table = read(tmp_path, "# a note of many words\n#one X\n# Y\nend Z\n\n# note\n\n#\tA\nb\tB", name="a.txt")
+    assert table.frame["sentence"].tolist() == ["#one\t#\tend\t", "#\tb\t"]
 
 
 def test_bad_sentences_are_quarantined_with_their_line(tmp_path: Path) -> None:

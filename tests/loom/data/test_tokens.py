@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from loom import Field, UserError
-from loom.data.tokens import END, KINDS, Tokenizer
+from loom.data.tokens import END, KINDS, UNKNOWN, Tokenizer
 
 TEXTS = [
     "A man, in a hat (red), is sleeping.",
@@ -61,6 +61,13 @@ def test_a_field_carries_the_vocabulary_as_text() -> None:
     again = json.loads(json.dumps(Field("source", "text", tokenizer=tokenizer.settings()).tokenizer))
     assert rows(Tokenizer(**again).encode(TEXTS)) == rows(tokenizer.encode(TEXTS))
     assert Tokenizer.fit(TEXTS, 400).model == tokenizer.model
+
+
+@pytest.mark.parametrize("unit", KINDS)
+def test_long_lines_are_learned_from(unit) -> None:
+    text = "एक लंबी पंक्ति and a long line " * 4000
+    tokenizer = Tokenizer.fit([text, "short"], 400, unit, lines=True)
+    assert UNKNOWN not in tokenizer.encode_whole([text[:100]])
 
 
 def test_what_follows_the_end_is_no_text() -> None:
