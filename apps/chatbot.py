@@ -59,6 +59,7 @@ def load(config: Config) -> Data:
     examples, notes = read_pairs(config, questions.questions)
     pairs = examples.whole
     share = max(1, round(config.validation_fraction * len(pairs)))
+    config.require("max_train", config.max_train < len(pairs), f"there are {len(pairs)} examples to train on")
     parts = {
         "train": pairs.head(config.max_train or max(1, round(config.train_fraction * len(pairs)))),
         "validation": pairs.sample(share, random_state=config.seed_of_splits).reset_index(drop=True),

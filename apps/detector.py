@@ -93,6 +93,8 @@ class Config(TrainingConfig):
             self.require(name, getattr(self, name) >= 0, "must not be negative")
         self.require("window", self.window >= 4 * len(word), "must be at least four times as long as the word")
         self.require("threshold", 0 < self.threshold < 1, "must lie between 0 and 1")
+        own = self.data != "sample" or self.test_fraction == TrainingConfig.test_fraction
+        self.require("test_fraction", own, "is for text of your own; --test-letters says how long the test stream is")
 
 
 def load(config: Config) -> Data:

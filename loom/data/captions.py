@@ -29,6 +29,10 @@ TFDS_CAPTIONS = "captions"
 class CaptionsConfig(ImageConfig, PairsConfig):
     """Settings of applications that learn from images and sentences about them."""
 
+    source_column: str = ""
+    """Column with the images' paths (default: the first; a .tsv file without this has no header line)."""
+    target_column: str = ""
+    """Column with the captions (default: the second)."""
     scenes: int = 5000
     """Images of coloured shapes in the built-in data, for all parts together."""
 

@@ -69,10 +69,11 @@ def split_pairs(examples: Examples, config: TrainingConfig, source: str = SOURCE
     # Pairs of a source that several parts of the data have themselves stay where they are.
     others = examples.train[examples.train.duplicated(source)]
     own = {"validation": examples.validation, "test": examples.test}
-    return {
+    whole = {
         name: part if own.get(name) is not None else _concatenated(part, others[others[source].isin(part[source])])
         for name, part in parts.items()
     }
+    return {**whole, "train": whole["train"].head(config.max_train or len(whole["train"]))}
 
 
 def _concatenated(*frames: pd.DataFrame) -> pd.DataFrame:

@@ -190,6 +190,7 @@ def test_text_of_ones_own_in_any_script(tmp_path: Path) -> None:
         ({"word": "two words"}, "--word two words: must be one word"),
         ({"alphabet": "aa"}, "--alphabet aa: must be of several letters"),
         ({"units": 0}, "--units 0"),
+        ({"test_fraction": 0.5}, "--test-fraction 0.5: is for text of your own"),
         ({"window": 19}, "--window 19: must be at least four times"),
         ({"threshold": 1.0}, "--threshold 1.0"),
         ({"most_delay": -1}, "--most-delay -1"),

@@ -86,6 +86,13 @@ def test_a_source_is_in_one_part_only(tmp_path) -> None:
     assert not sources[1] & sources[2]
 
 
+def test_as_many_pairs_are_trained_on_as_are_asked_for(tmp_path) -> None:
+    lines = "".join(f"text {number % 40}\tanswer {number}\n" for number in range(120))
+    (tmp_path / "pairs.tsv").write_text(lines)
+    config = PairsConfig(data=str(tmp_path / "pairs.tsv"), max_train=10)
+    assert len(split_pairs(read_pairs(config, no_sample)[0], config)["train"]) == 10
+
+
 def test_columns_of_a_table_are_chosen_by_name(tmp_path) -> None:
     frame = pd.DataFrame(
         {"id": range(20), "hi": [f"हिन्दी {n}" for n in range(20)], "en": [f"text {n}" for n in range(20)]}
