@@ -17,6 +17,7 @@ from apps import translation
 from apps.translation import APP, Config
 from loom import Data, UserError
 from loom.data import hindi
+from loom.data.pairs import TARGET
 from loom.data.pipeline import Batches, Buckets, Ragged
 from loom.data.tokens import END, START
 from loom.dictionary import Dictionary
@@ -81,6 +82,17 @@ def test_every_parameter_moves_and_steps_with_a_cache_say_what_whole_sequences_s
     assert (likely.argmax(axis=-1) == said)[said != 0].all()
     scores = np.take_along_axis(likely, said[..., None], axis=-1)[..., 0]
     np.testing.assert_allclose(found.scores, np.where(said != 0, scores, 0).sum(axis=1), rtol=1e-4)
+
+
+def test_scheduled_sampling_reads_its_own_answers_at_the_end_of_training(data: Data) -> None:
+    model = translation.build(replace(SMALL, scheduled_sampling=1.0, dropout=0.0), data.spec)
+    inputs = {name: column.padded(np.arange(8), 40) for name, column in data.train.inputs.items()}
+    truth, begin = (model(inputs, training=training)[TARGET].numpy() for training in (False, True))
+    np.testing.assert_allclose(begin, truth, atol=1e-5)
+    next(variable for variable in model.variables if variable.path.endswith("taken")).assign(1e9)
+    end = model(inputs, training=True)[TARGET].numpy()
+    np.testing.assert_allclose(end[:, 0], truth[:, 0], atol=1e-5)  # nothing was said before
+    assert (np.abs(end[:, 2] - truth[:, 2]).max(axis=-1) > 1e-3).any()
 
 
 def test_padding_of_the_source_changes_nothing(data: Data) -> None:
