@@ -153,6 +153,19 @@ def test_the_tables_of_translation_are_the_recorded_ones() -> None:
         assert benchmark["difference_line"](row) in page
 
 
+def test_the_table_of_tagging_is_the_recorded_one() -> None:
+    page = (ROOT / "docs" / "tagging.md").read_text(encoding="utf-8")
+    found, benchmark = results("tagging"), runpy.run_path(str(ROOT / "benchmarks" / "tagging.py"))
+    for name, row in found["summary"].items():
+        seeds = len({each["seed"] for each in found["rows"]})
+        assert benchmark["line"](f"{name}, mean", seeds, row) in page
+    for name, row in found["baselines"].items():
+        assert benchmark["line"](name, "", row) in page
+    softmax, crf = (found["summary"][name]["accuracy"] for name in ("softmax", "CRF"))
+    assert softmax >= 0.95
+    assert crf >= softmax - 0.004
+
+
 def test_the_tables_of_the_detector_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     page, found = (ROOT / "docs" / "detector.md").read_text(encoding="utf-8"), results("detector")
