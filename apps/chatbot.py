@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from loom import App, Data, Metrics, TrainingConfig, main
-from loom.config import Schedule
+from loom.config import Optimizer, Schedule
 from loom.data import questions
 from loom.data.pairs import SOURCE, TARGET, read_pairs
 from loom.seq2seq import Seq2SeqConfig, build, loss, make_data, metrics, preprocess, tokenizers
@@ -33,14 +33,16 @@ SHOWN = 3
 class Config(Seq2SeqConfig):
     """Settings of `loom train chatbot`."""
 
-    epochs: int = 80
+    epochs: int = 45
     batch_size: int = 32
     buckets: int = 8
-    learning_rate: float = 0.002
+    optimizer: Optimizer = "muon"
+    learning_rate: float = 0.006
     schedule: Schedule = "onecycle"
     clip_norm: float = 1.0
     jit: Literal["auto", "on", "off"] = "off"
     vocabulary_size: int = 2000
+    dropout: float = 0.03
     label_smoothing: float = 0.0
     max_length: int = 128
 
@@ -77,7 +79,7 @@ def space(hp: HyperParameters) -> dict[str, Any]:
         "depth": hp.Int("depth", 1, 2),
         "dropout": hp.Float("dropout", 0.0, 0.3, step=0.1),
         "vocabulary_size": hp.Choice("vocabulary_size", [1000, 2000, 4000]),
-        "learning_rate": hp.Float("learning_rate", 5e-4, 5e-3, sampling="log"),
+        "learning_rate": hp.Float("learning_rate", 1e-3, 1e-2, sampling="log"),
     }
 
 

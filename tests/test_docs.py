@@ -166,6 +166,14 @@ def test_the_table_of_tagging_is_the_recorded_one() -> None:
     assert crf >= softmax - 0.004
 
 
+def test_the_table_of_the_chatbot_is_the_recorded_one() -> None:
+    page, found = (ROOT / "docs" / "chatbot.md").read_text(encoding="utf-8"), results("chatbot")["metrics"]
+    for name, case in (("recorded", "recorded answers"), ("recorded_hurried", "with the middle word missing")):
+        row = (found[f"{kind}_{name}"] for kind in ("test", "baseline_nearest", "baseline_one_answer"))
+        assert f"| {case} | {' | '.join(f'{value:.3f}' for value in row)} |" in page
+    assert found["test_recorded"] >= 0.95
+
+
 def test_the_tables_of_the_detector_are_the_recorded_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     page, found = (ROOT / "docs" / "detector.md").read_text(encoding="utf-8"), results("detector")
