@@ -258,10 +258,8 @@ SAMPLE_MODELS = {
 }
 
 
-@pytest.mark.parametrize(
-    "model",
-    [pytest.param(model, marks=() if model == "perceptron" else pytest.mark.slow) for model in SAMPLE_MODELS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", SAMPLE_MODELS)
 def test_every_model_learns_the_sample(model, tmp_path) -> None:
     options, metric, margin = SAMPLE_MODELS[model]
     run = trained(Config(model=model, epochs=15, **options), tmp_path)

@@ -41,7 +41,12 @@ def run_of(book: Path, **settings: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("model", "depth"), [pytest.param("lstm", 2, marks=pytest.mark.slow), ("gru", 1), ("transformer", 2)]
+    ("model", "depth"),
+    [
+        pytest.param("lstm", 2, marks=pytest.mark.slow),
+        pytest.param("gru", 1, marks=pytest.mark.slow),
+        ("transformer", 2),
+    ],
 )
 def test_every_parameter_moves_and_stepping_is_reading(book: Path, model: str, depth: int) -> None:
     run = run_of(book, model=model, depth=depth, dropout=0.0)

@@ -181,6 +181,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     return TrainedRun(outcome.result["run_id"], folder, outcome)
 
 
+@pytest.mark.slow
 def test_the_command_measures_its_translations(trained: TrainedRun) -> None:
     metrics = trained.outcome.result["metrics"]
     for name in ("test_bleu", "test_chrf", "test_greedy_bleu", "test_loss", "test_accuracy"):

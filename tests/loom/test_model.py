@@ -79,7 +79,11 @@ def test_inputs_from_a_file_from_json_and_from_standard_input(sentiment_run: Tra
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [('{"texts": "a"}', ["unknown input texts", "text"]), ("{a", ["not JSON"]), ("no.csv", ["no.csv"])],
+    [
+        ('{"texts": "a"}', ["unknown input texts", "text"]),
+        pytest.param("{a", ["not JSON"], marks=pytest.mark.slow),
+        pytest.param("no.csv", ["no.csv"], marks=pytest.mark.slow),
+    ],
 )
 def test_inputs_that_cannot_be_read(sentiment_run: TrainedRun, text: str, words: list[str]) -> None:
     outcome = loom("predict", sentiment_run.run_id, text, cwd=sentiment_run.folder)
