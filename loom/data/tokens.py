@@ -148,7 +148,9 @@ class Tokenizer:
         rows = [[int(token) for token in row] for row in tokens]
         rows = [row[: row.index(END)] if END in row else row for row in rows]
         texts = self._processor.decode(rows) if rows else []
-        return [_AROUND_LINE_END.sub("\n", join_words(text)) if self.unit == "words" else text for text in texts]
+        texts = [_AROUND_LINE_END.sub("\n", join_words(text)) if self.unit == "words" else text for text in texts]
+        # Single bytes can be a line end, which only texts with lines have.
+        return texts if self.lines else [" ".join(text.split()) for text in texts]
 
     def settled(self, tokens: np.ndarray) -> str:
         """The beginning of the tokens' text that stays as it is whatever follows them; for texts that grow."""
