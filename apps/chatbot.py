@@ -112,8 +112,8 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
     usual = pairs[TARGET].mode()[0]
 
     def nearest(texts: Sequence[str]) -> list[str]:
-        asked = vectorizer.transform(texts)
-        parts = (asked[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE))
+        vectors = vectorizer.transform(texts)
+        parts = (vectors[start : start + AT_ONCE] for start in range(0, len(texts), AT_ONCE))
         rows = np.concatenate([linear_kernel(part, known).argmax(axis=1) for part in parts])
         return list(pairs[TARGET].iloc[rows])
 

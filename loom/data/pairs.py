@@ -134,7 +134,7 @@ def usable(examples: Examples, config: TrainingConfig, texts: Sequence[str]) -> 
     check_bad(every, len(whole) + len(examples.bad), config.max_bad, f"rows of {config.data}")
     kept = whole[[not why for why in whys]]
     if not len(kept):
-        raise UserError(f"--data {config.data}: no row is left, for none has both {' and '.join(texts)}")
+        raise UserError(f"--data {config.data}: no row can be used; {every[0].where}: {every[0].why}")
     return replace(examples.take(kept), bad=every)
 
 
