@@ -108,7 +108,7 @@ def test_columns_of_a_table_are_chosen_by_name(tmp_path) -> None:
 
 def test_nothing_left_is_one_line(tmp_path) -> None:
     (tmp_path / "pairs.tsv").write_text("alone\nno pair\n")
-    with pytest.raises(UserError, match="no row can be used; pairs.tsv:1: the row has 1 fields, not 2"):
+    with pytest.raises(UserError, match=r"no row can be used; pairs\.tsv:1: the row has 1 fields, not 2"):
         read_pairs(PairsConfig(data=str(tmp_path / "pairs.tsv"), max_bad=1.0), no_sample)
 
 
