@@ -9,7 +9,7 @@ import numpy as np
 
 from loom.average_precision import Objects, judge, precision_recall
 from loom.figures_images import show_image
-from loom.report import PLAIN, new_figure
+from loom.report import PLAIN, new_figure, plain_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,5 +71,5 @@ def precision_recall_curves(truth: Sequence[Objects], found: Sequence[Objects], 
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1.01), ylim=(0, 1.01))
     axis.set_title("Boxes that overlap a true one by half, class by class", fontsize=11)
     if len(names) <= 20:
-        axis.legend(frameon=False, fontsize=8, ncols=2)
+        plain_legend(axis, fontsize=8, ncols=2)
     return figure

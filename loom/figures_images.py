@@ -9,7 +9,7 @@ import numpy as np
 
 from loom.data.pipeline import Batches
 from loom.lazy import keras, tf
-from loom.report import PLAIN, new_figure
+from loom.report import PLAIN, new_figure, plain_legend
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -114,7 +114,7 @@ def embedding_map(vectors: np.ndarray, classes: Sequence[str], title: str) -> Fi
         of_class = points[np.array(classes) == name]
         axis.scatter(of_class[:, 0], of_class[:, 1], s=8, alpha=0.7, color=colors(number), label=name)
     if found:
-        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
+        plain_legend(axis, loc="center left", bbox_to_anchor=(1, 0.5), markerscale=2)
     axis.set(xlabel=names[0], ylabel=names[1], title=title + share)
     return figure
 

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FALLBACKS = ("Last Resort",)
 """Fonts that have a box for every character."""
@@ -15,6 +21,29 @@ def font_for(texts: Iterable[str], preferred: str = "DejaVu Sans") -> str | None
     needed = {ord(character) for text in texts for character in text if not character.isspace()}
     candidates = sorted(_files(), key=lambda name: (name != preferred, name))
     return next((name for name in candidates if needed <= _characters(_files()[name])), None)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, each text in fonts that have its characters; a box stands for one that no font has."""
+    from matplotlib.font_manager import findfont
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        lacking = set(map(ord, text.get_text())) - {ord("\n")} - _characters(findfont(text.get_fontproperties()))
+        if lacking:
+            text.set_fontfamily([*text.get_fontfamily(), *_fonts_between_them(lacking)])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
+        figure.savefig(path, dpi=110)
+
+
+def _fonts_between_them(needed: set[int]) -> list[str]:
+    """Names of installed fonts that together have as many of these characters as all fonts have, few of them."""
+    names = []
+    while found := max((needed & _characters(file) for file in _files().values()), key=len):
+        names.append(next(name for name, file in sorted(_files().items()) if found <= _characters(file)))
+        needed = needed - found
+    return names
 
 
 def width_of(text: str, font: str, size: float) -> float:

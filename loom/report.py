@@ -24,6 +24,12 @@ PLAIN: dict[str, Any] = {"parse_math": False}
 """For texts of data in figures: two dollars in one are no formula."""
 
 
+def plain_legend(axis: Axes, **options: Any) -> None:
+    """The legend, whose texts are data."""
+    for text in axis.legend(frameon=False, **options).get_texts():
+        text.set(**PLAIN)
+
+
 def draw(run: Run) -> None:
     """Draw what every run has (learning curves, advice), then what its application adds."""
     if run.history:
@@ -89,7 +95,8 @@ def predicted_against_true(truth: np.ndarray, predicted: np.ndarray, name: str) 
     axis.plot(truth, predicted, ".", alpha=min(1.0, 300 / max(len(truth), 1)), markeredgewidth=0)
     ends = [min(truth.min(), predicted.min()), max(truth.max(), predicted.max())]
     axis.plot(ends, ends, color="black", linewidth=0.8)
-    axis.set(xlabel=f"true {name}", ylabel=f"predicted {name}")
+    axis.set_xlabel(f"true {name}", **PLAIN)
+    axis.set_ylabel(f"predicted {name}", **PLAIN)
     return figure
 
 
@@ -128,13 +135,14 @@ def horizontal_bars(
     order = np.argsort(values)
     figure, (axis,) = new_figure(1, 6, 0.32 * len(labels) + 1.2)
     axis.barh(
-        [labels[index] for index in order],
+        range(len(labels)),
         np.asarray(values)[order],
         xerr=None if errors is None else np.asarray(errors)[order],
         color="#4477aa",
     )
+    axis.set_yticks(range(len(labels)), [labels[index] for index in order], **PLAIN)
     axis.axvline(0, color="black", linewidth=0.8)
-    axis.set_title(title)
+    axis.set_title(title, **PLAIN)
     return figure
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from loom.app import Metrics
 from loom.figures_images import show_image
+from loom.report import PLAIN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -111,6 +112,7 @@ def retrievals(
             show_image(axis, images[image])
             axis.set_xticks([])
             axis.set_yticks([])
-            axis.set_title(names[classes[image]], fontsize=8, pad=2, color="black" if is_right else WRONG)
+            color = "black" if is_right else WRONG
+            axis.set_title(names[classes[image]], fontsize=8, pad=2, color=color, **PLAIN)
             axis.spines[:].set(visible=not is_right, color=WRONG, linewidth=2.5)
     return figure

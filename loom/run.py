@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loom import fonts
 from loom.app import App, Metrics, Phase
 from loom.config import TrainingConfig
 from loom.data.pipeline import Batches, Buckets, Data, Ragged, Split
@@ -101,7 +102,7 @@ class Run:
         """Keep a figure for the run's report; `name` may be in a folder."""
         path = self.folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=110)
+        fonts.save(figure, path)
 
     def table(self, name: str, value: Any) -> None:
         """Keep a JSON value for the run's report."""

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from loom import fonts
 from loom.app import App, AppFile, load_app
 from loom.closing import closed_properly
 from loom.config import TrainingConfig, flag, to_dict
@@ -223,7 +224,7 @@ class _Comparison:
             shown.add_row(described(variant.settings), mean, spread, str(len(variant.scores)))
         self._console.print(shown)
         with TemporaryDirectory() as folder:
-            figure(variants, self._objective).savefig(Path(folder) / "comparison.png", dpi=110)
+            fonts.save(figure(variants, self._objective), Path(folder) / "comparison.png")
             rows = [{"settings": variant.settings, "scores": variant.scores} for variant in variants]
             (Path(folder) / "comparison.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
             self._tracker.log_folder(Path(folder), "report")

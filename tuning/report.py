@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jinja2
 import numpy as np
 
+from loom import fonts
 from loom.report import new_figure
 from tuning.display import described, shown_score
 from tuning.study import Study
@@ -37,7 +38,7 @@ def write(study: Study, folder: Path) -> dict[str, float]:
     if shares:
         figures["importance"] = importance_figure(shares)
     for name, figure in figures.items():
-        figure.savefig(folder / f"{name}.png", dpi=110)
+        fonts.save(figure, folder / f"{name}.png")
     (folder / "trials.csv").write_text(table(study), encoding="utf-8")
     images = {name: (folder / f"{name}.png").read_bytes() for name in figures}
     (folder / "report.html").write_text(page(study, shares, images), encoding="utf-8")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from loom.figures_attention import attention_maps
 from loom.figures_text import colored_words
-from loom.fonts import font_for
+from loom.fonts import font_for, save
+from loom.report import confusion_matrix, horizontal_bars
 
 
 def test_a_font_with_all_characters_is_found() -> None:
@@ -33,3 +36,16 @@ def test_colored_words_without_a_font_have_numbers_and_a_note() -> None:
         figure = colored_words([("text", ["a", word], np.array([0.5, -1.0]))], "title", "words")
         assert figure.axes[0].texts[-1].get_text() == shown
         assert ("words.json has them" in figure.get_supxlabel()) == note
+
+
+def test_names_of_classes_have_a_font_that_has_their_characters(tmp_path: Path) -> None:
+    lacking = "\N{MATHEMATICAL BOLD FRAKTUR SMALL A}"  # in a font that comes with matplotlib, but not in the usual one
+    assert font_for([lacking]) not in (None, "DejaVu Sans")
+    names = ["$5", "no $5", "हाँ", f"ja {lacking}"]
+    save(figure := confusion_matrix(np.arange(4), np.arange(4), names), tmp_path / "matrix.png")  # without a warning
+    families = [label.get_fontfamily() for label in figure.axes[0].get_yticklabels()]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == names
+    assert families[0] == families[1] == ["sans-serif"]
+    assert font_for([lacking]) in families[3]
+    save(horizontal_bars(names, [1.0, 2.0, 3.0, 4.0], None, "$x and $y"), tmp_path / "bars.png")
+    assert (tmp_path / "bars.png").stat().st_size > (tmp_path / "matrix.png").stat().st_size / 10 > 0
