@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from loom import App, Data, Field, Metrics, Spec, Split, TrainingConfig, UserError, main
+from loom import App, Data, Field, Metrics, Spec, Split, UserError, main
 from loom.config import Optimizer, Schedule
 from loom.data.scripts import scripts
 from loom.data.texts import read_text
 from loom.data.tokens import END, LONGEST, Tokenizer, Unit, what_follows
 from loom.lazy import keras, layers
 from loom.ngrams import NGrams
-from loom.writer import Writer
+from loom.writer import SamplingConfig, Writer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,7 +44,7 @@ SHORTEST = 20
 
 
 @dataclass(frozen=True)
-class Config(TrainingConfig):
+class Config(SamplingConfig):
     """Settings of `loom train textgen`."""
 
     tokens: Unit = "characters"
@@ -70,11 +70,6 @@ class Config(TrainingConfig):
     new_tokens: int = 300
     """Number of tokens that an answer goes on for."""
     temperature: float = 0.8
-    """Below 1, likely tokens get likelier."""
-    top_k: int = 0
-    """Only so many of the likeliest tokens are drawn from (0: all)."""
-    top_p: float = 1.0
-    """Only the likeliest tokens that have so much probability together are drawn from."""
     epochs: int = 8
     optimizer: Optimizer = "muon"
     learning_rate: float = 0.01
@@ -93,9 +88,6 @@ class Config(TrainingConfig):
         self.require("dropout", 0 <= self.dropout < 1, "must be at least 0 and below 1")
         self.require("vocabulary_size", 10 <= self.vocabulary_size <= 100_000, "must lie between 10 and 100,000")
         self.require("length", self.length >= 32 and self.length % 2 == 0, "must be an even number of at least 32")
-        self.require("temperature", self.temperature > 0, "must be greater than 0")
-        self.require("top_k", self.top_k >= 0, "must not be negative")
-        self.require("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1")
         self.require("max_train", not self.max_train, "is not used here; --train-fraction is")
         if self.model == "transformer":
             width = 2 * self.heads

@@ -20,6 +20,7 @@ from loom.data.tables import Bad
 from loom.data.tokens import PADDING, START, UNKNOWN, Tokenizer, Unit
 from loom.errors import UserError
 from loom.lazy import keras, layers
+from loom.writer import SamplingConfig
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,7 +38,7 @@ MakeLayer = Callable[[str, Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True)
-class DecoderConfig(PairsConfig):
+class DecoderConfig(PairsConfig, SamplingConfig):
     """Settings of networks that read something and write a text."""
 
     model: Literal["transformer", "lstm", "gru"] = "transformer"
@@ -74,12 +75,6 @@ class DecoderConfig(PairsConfig):
     """Answers that a beam search follows at once."""
     length_penalty: float = 0.6
     """Exponent of a beam search's length normalization: 0 prefers short answers, 1 the mean over tokens."""
-    temperature: float = 1.0
-    """Of sampling: below 1, likely tokens get likelier."""
-    top_k: int = 0
-    """Of sampling: only so many of the likeliest tokens are drawn from (0: all)."""
-    top_p: float = 1.0
-    """Of sampling: only the likeliest tokens that have so much probability together are drawn from."""
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot work, by name."""
@@ -92,9 +87,6 @@ class DecoderConfig(PairsConfig):
         self.require("vocabulary_size", 10 <= self.vocabulary_size <= 100_000, "must lie between 10 and 100,000")
         self.require("max_length", self.max_length >= 2, "must be at least 2")
         self.require("length_penalty", self.length_penalty >= 0, "must not be negative")
-        self.require("temperature", self.temperature > 0, "must be greater than 0")
-        self.require("top_k", self.top_k >= 0, "must not be negative")
-        self.require("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1")
         if self.model == "transformer":
             self.require("attention", self.attention == type(self).attention, "chooses that of --model lstm and gru")
             self.require("units", self.units % self.heads == 0, f"must be a multiple of --heads {self.heads}")

@@ -3,16 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
+from loom.config import TrainingConfig
 from loom.lazy import layers, tf
 
 STRIDE = 16
 """Tokens that are written in one go; a stream shows them together."""
 Tensor = Any
 State = Any
+
+
+@dataclass(frozen=True)
+class SamplingConfig(TrainingConfig):
+    """Settings of networks whose tokens can be drawn by chance, see `layers.draw`."""
+
+    temperature: float = 1.0
+    """Of sampling: below 1, likely tokens get likelier."""
+    top_k: int = 0
+    """Of sampling: only so many of the likeliest tokens are drawn from (0: all)."""
+    top_p: float = 1.0
+    """Of sampling: only the likeliest tokens that have so much probability together are drawn from."""
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot work, by name."""
+        super().__post_init__()
+        self.require("temperature", self.temperature > 0, "must be greater than 0")
+        self.require("top_k", self.top_k >= 0, "must not be negative")
+        self.require("top_p", 0 < self.top_p <= 1, "must be above 0 and at most 1")
 
 
 class Steps(Protocol):
