@@ -23,14 +23,15 @@ PADDING, UNKNOWN, START, END = range(4)
 """The first tokens of every vocabulary."""
 KINDS = {"subwords": "bpe", "words": "word", "characters": "char"}
 """What SentencePiece calls the units."""
+_JOINED = "\N{WORD JOINER}"
+"""On the side of a sign that has no space there; words have none of their own."""
+_JOINT = re.compile(f" ?{_JOINED} ?")
 _NO_SPACE_BEFORE = re.compile(r" ([^\w\s(\[{\"'«„“#@&§$€£*+/=<>~-])(?!\w)")
 _NO_SPACE_AFTER = re.compile(r"([(\[{«„]) ")
-_AROUND_LINE_END = re.compile(r" ?\n ?")
+_AROUND_LINE_END = re.compile(r" *\n *")
 _NO_SPACE_AROUND = re.compile(r"(?<=\w) (['\u2019-]) (?=\w)")
 LONGEST = 10_000
 """Characters of a text that a vocabulary is learned from at once."""
-UNSETTLED = 2
-"""Words and signs at the end of a text whose spaces may depend on what follows."""
 
 
 class Tokenizer:
@@ -39,7 +40,8 @@ class Tokenizer:
     A text is first brought into Unicode's composed form (NFC), its white space into single spaces, and into lower case
     if asked for. Subwords are byte pair encodings (Sennrich, Haddow and Birch, 2016, "Neural machine translation of
     rare words with subword units") with single bytes for characters that the training texts lack, so that every text
-    of every script has tokens that give it back. Words are separated from punctuation, and joined with it again.
+    of every script has tokens that give it back. Words are separated from the signs beside them, which know on what
+    sides they had no space.
 
     Args:
         model: A serialized SentencePiece model, as base64 text.
@@ -126,7 +128,7 @@ class Tokenizer:
         text = text.lower() if self.lower else text
         rows = text.replace("\r\n", "\n").split("\n") if self.lines else [text]
         if self.unit == "words":
-            return " \n ".join(" ".join(split_words(row)) for row in rows)
+            return " \n ".join(" ".join(_marked_words(row)) for row in rows)
         return "\n".join(rows) if self.lines else " ".join(text.split())
 
     def encode(self, texts: Sequence[str]) -> Ragged:
@@ -148,23 +150,22 @@ class Tokenizer:
         rows = [[int(token) for token in row] for row in tokens]
         rows = [row[: row.index(END)] if END in row else row for row in rows]
         texts = self._processor.decode(rows) if rows else []
-        texts = [_AROUND_LINE_END.sub("\n", join_words(text)) if self.unit == "words" else text for text in texts]
+        if self.unit == "words":
+            joined = (re.sub(" +", " ", _JOINT.sub("", text)) for text in texts)
+            texts = [_AROUND_LINE_END.sub("\n", text).strip(" ") for text in joined]
         # Single bytes can be a line end, which only texts with lines have.
         return texts if self.lines else [" ".join(text.split()) for text in texts]
 
     def settled(self, tokens: np.ndarray) -> str:
         """The beginning of the tokens' text that stays as it is whatever follows them; for texts that grow."""
         (text,) = self.decode([tokens])
-        if self.unit == "words":
-            return _beginning(text, self.decode([tokens[: max(0, len(tokens) - UNSETTLED)]])[0])
         return text.rstrip("\N{REPLACEMENT CHARACTER}")  # the first bytes of a character that has more
 
     def pieces(self, tokens: Sequence[int]) -> list[str]:
         """What each token stands for, with a space where a word begins; for figures."""
         names = {END: "(end)", PADDING: ""}
-        return [
-            names[token] if token in names else self._processor.id_to_piece(token).replace("▁", " ") for token in tokens
-        ]
+        pieces = (names[token] if token in names else self._processor.id_to_piece(token) for token in tokens)
+        return [piece.replace("▁", " ").replace(_JOINED, "") for piece in pieces]
 
 
 def split_words(text: str) -> list[str]:
@@ -173,12 +174,25 @@ def split_words(text: str) -> list[str]:
     return spaced.split()
 
 
+def _marked_words(text: str) -> list[str]:
+    """Words and single signs, these with a mark on each side where there is no space."""
+    marked = []
+    for together in text.replace(_JOINED, "").split():
+        parts = split_words(together)
+        words = [_is_of_word(part[0]) for part in parts]
+        for place, (part, is_word) in enumerate(zip(parts, words, strict=True)):
+            before = _JOINED if place > 0 and not is_word else ""
+            after = _JOINED if not is_word and words[place + 1 : place + 2] == [True] else ""
+            marked.append(f"{before}{part}{after}")
+    return marked
+
+
 def _is_of_word(character: str) -> bool:
     return unicodedata.category(character)[0] in "LMN" or character in "_\u200c\u200d"
 
 
 def join_words(text: str) -> str:
-    """Words and signs without the spaces that are not written between them."""
+    """Words and signs without the spaces that are usually not written between them."""
     text = _NO_SPACE_AROUND.sub(r"\1", text)
     text = _NO_SPACE_AFTER.sub(r"\1", text)
     previous = ""
@@ -188,12 +202,6 @@ def join_words(text: str) -> str:
 
 
 def what_follows(prompt: str, text: str) -> str:
-    """The rest of a text that begins with the words of a prompt, whose last spaces may be others in the text."""
-    return text[len(prompt) if text.startswith(prompt) else len(_beginning(text, prompt)) :]
-
-
-def _beginning(text: str, shorter: str) -> str:
-    """What a text begins with that has as many characters other than spaces as a shorter one."""
-    count = len(shorter.replace(" ", ""))
-    ends = [0, *(place for place, character in enumerate(text, start=1) if character != " ")]
-    return text[: ends[min(count, len(ends) - 1)]]
+    """The rest of a text that begins as a prompt does, whose last character may be incomplete."""
+    known = prompt if text.startswith(prompt) else prompt.rstrip("\N{REPLACEMENT CHARACTER}")
+    return text[len(known) :]

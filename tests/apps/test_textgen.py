@@ -119,7 +119,6 @@ def test_the_loss_is_the_cross_entropy_and_measures_follow_from_it(book: Path) -
 
 @pytest.mark.parametrize("tokens", ["characters", "subwords", "words"])
 def test_a_continuation_follows_its_prompt(tokens: str) -> None:
-    """Words may be joined to the prompt's last sign, whose spaces they change."""
     tokenizer = Tokenizer.fit(["a - b", "well-known", "(x) 'tis, we - go"], 300, tokens, lines=True)
     for prompt, rest in (("(", "x) we"), ("well -", "known"), ("we", "- go"), ("a ", "b")):
         start, end = (tokenizer.encode_whole([text]) for text in (prompt, rest))

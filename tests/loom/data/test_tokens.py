@@ -17,6 +17,8 @@ TEXTS = [
     "छोटी लड़की बाग़ में नई किताब पढ़ रही है।",
     "It's a well-known thing; isn't it?",
     "Ein Mädchen läuft über die Straße: schnell!",
+    'She said: "3.14 is (nearly) 22/7..." - and/or it\'s 1,000 % of "that" ,too.',
+    "धीरे-धीरे, माता-पिता: १,२३४ रु.",
 ]
 
 
