@@ -23,9 +23,9 @@ from loom.report import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SENTENCES, TESTED, BATCH, EPOCHS = 1000, 600, 50, 30
-UNITS, HEADS, BLOCKS, LEARNING_RATE = 32, 4, 2, 0.003
-HIDDEN = 0.2
+SENTENCES, TESTED, BATCH, EPOCHS = 2000, 1500, 50, 15
+UNITS, HEADS, BLOCKS, LEARNING_RATE = 32, 4, 2, 0.004
+HIDDEN = 0.25
 """Share of the words that are hidden in training."""
 PADDING, MASK = "", "?"
 KINDS = {

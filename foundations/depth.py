@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foundations.comparison import Result, activation, markdown, run
+from foundations.comparison import Result, markdown, run
 from loom.lazy import keras, tf
 from loom.report import new_figure
+from loom.runtime import make_activation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -51,7 +52,7 @@ def network(function: str, batch_norm: bool = False, residual: bool = False) -> 
         vector = keras.layers.Dense(UNITS, name=f"dense_{number}")(vector)
         if batch_norm:
             vector = keras.layers.BatchNormalization()(vector)
-        vector = activation(function)(vector)
+        vector = make_activation(function)(vector)
         if residual:
             vector = keras.layers.Add()([before, vector])
         outputs.append(vector)
@@ -118,7 +119,7 @@ def _measured(model: keras.Model, initializer: str, seeds: int) -> tuple[Result,
 
 def _properties(name: str) -> Result:
     """Of an activation, for normal inputs: mean output, slope far out on both sides, and time beside that of ReLU."""
-    function, points = activation(name), tf.constant([-5.0, 5.0])
+    function, points = make_activation(name), tf.constant([-5.0, 5.0])
     with tf.GradientTape() as tape:
         tape.watch(points)
         values = function(points)
@@ -148,7 +149,7 @@ def _time(name: str) -> float:
         seconds()
         return seconds
 
-    own, relu = timed(activation(name)), timed(activation("relu"))
+    own, relu = timed(make_activation(name)), timed(make_activation("relu"))
     return float(np.median([own() / relu() for _ in range(40)]))
 
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from foundations.comparison import Result, Training, accuracy, activation, digits, markdown, run, shuffled
+from foundations.comparison import Result, Training, accuracy, digits, markdown, run, shuffled
 from loom.lazy import keras, tf
 from loom.report import advice, new_figure
-from loom.runtime import make_batch_norm
+from loom.runtime import make_activation, make_batch_norm
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -121,7 +121,7 @@ def network(case: Case) -> keras.Model:
             case.units, kernel_initializer=case.initializer, kernel_regularizer=regularizer, name=f"hidden_{number}"
         )(vector)
         vector = make_batch_norm()(vector) if case.batch_norm else vector
-        vector = activation(case.function)(vector)
+        vector = make_activation(case.function)(vector)
         vector = keras.layers.Add()([before, vector]) if case.residual else vector
         vector = keras.layers.Dropout(case.dropout)(vector) if case.dropout else vector
     return keras.Model(first, keras.layers.Dense(10)(vector))

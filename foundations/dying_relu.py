@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from foundations.comparison import Result, Training, accuracy, activation, digits, markdown, run, shuffled
+from foundations.comparison import Result, Training, accuracy, digits, markdown, run, shuffled
 from loom.lazy import keras
 from loom.report import new_figure
+from loom.runtime import make_activation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def network(function: str) -> keras.Model:
     vector = first = keras.Input((64,))
     for number in (1, 2):
         vector = keras.layers.Dense(UNITS, kernel_initializer="he_normal", name=f"sums_{number}")(vector)
-        vector = activation(function)(vector)
+        vector = make_activation(function)(vector)
     return keras.Model(first, keras.layers.Dense(10)(vector))
 
 

@@ -30,10 +30,7 @@ def test_the_command_prints_draws_and_keeps_other_results(
         seeds=5,
     )
     assert capsys.readouterr().out.startswith("| seeds |\n|---|\n| 3 |\n")
-    written = json.loads(kept.read_text(encoding="utf-8"))
-    assert written.pop("other") == 1
-    assert written["small"].pop("processor_seconds") >= 0
-    assert written == {"small": {"rows": [3]}}
+    assert json.loads(kept.read_text(encoding="utf-8")) == {"other": 1, "small": {"rows": [3]}}
     assert figure.stat().st_size > 1000
 
 
@@ -134,7 +131,7 @@ def test_every_sentence_has_one_bank_and_words_of_one_kind() -> None:
     hidden, truth = contextual.hide(tokens, 2, seed=0)
     np.testing.assert_array_equal(np.where(truth > 0, truth, hidden), np.tile(tokens, (2, 1)))
     assert (hidden[truth > 0] == words.index(contextual.MASK)).all()
-    assert 0.15 < (truth > 0).sum() / (2 * (tokens > 0).sum()) < 0.25
+    assert (truth > 0).sum() / (2 * (tokens > 0).sum()) == pytest.approx(contextual.HIDDEN, abs=0.05)
 
 
 def test_vectors_are_compared_within_and_between_kinds() -> None:
