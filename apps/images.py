@@ -24,7 +24,7 @@ from loom.data.images import (
 )
 from loom.data.targets import answers
 from loom.lazy import keras
-from loom.runtime import make_batch_norm, make_regularizer
+from loom.runtime import make_activation, make_batch_norm, make_regularizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 FEWEST_STAGES, MOST_STAGES, LAST_SIDE = 2, 5, 4
 """A `cnn` has so many stages that the shorter side of the last maps is about this long."""
+LEAST_SQUARES = 1e-6
+"""Added to a sum of squares, whose root has no slope at zero."""
 EXPLAINED = 16
 """Test images in the figure of what decides."""
 ROWS_FOR_SVC, ROWS_FOR_NEAREST, BASELINE_SIDE = 2000, 20_000, 32
@@ -63,6 +65,8 @@ class Config(ImageConfig):
     regularization: Regularization = "batchnorm"
     dropout: float = 0.25
     """Share of the values dropped after each stage and hidden layer, with --regularization dropout or both."""
+    pooling: Literal["max", "average", "min", "l2"] = "max"
+    """What stands for each 2 x 2 values between stages (cnn)."""
     loss: Literal["crossentropy", "squared_error"] = "crossentropy"
     """Softmax outputs and cross-entropy, or linear outputs and the mean squared error to zeros and a one."""
     label_smoothing: float = 0.0
@@ -173,10 +177,20 @@ def _convolution(
     """Convolution, normalization and activation; pooled right away, both have a quarter of the values to look at."""
     maps = keras.layers.Conv2D(filters, size, strides, padding, name=f"conv_{name}", **_options(config))(maps)
     if pool:
-        maps = keras.layers.MaxPooling2D(padding="same")(maps)
+        maps = _pool(maps, config)
     if config.normalizes:
         maps = make_batch_norm(f"norm_{name}")(maps)
     return _activate(maps, config) if activated else maps
+
+
+def _pool(maps: keras.KerasTensor, config: Config) -> keras.KerasTensor:
+    """Maps of half the size: the largest, mean or smallest of each 2 x 2 values, or the root of the sum of squares."""
+    largest, mean = keras.layers.MaxPooling2D(2, padding="same"), keras.layers.AveragePooling2D(2, padding="same")
+    if config.pooling == "min":
+        return -largest(-maps)
+    if config.pooling == "l2":
+        return keras.ops.sqrt(4 * mean(keras.ops.square(maps)) + LEAST_SQUARES)
+    return (mean if config.pooling == "average" else largest)(maps)
 
 
 def _dense(vector: keras.KerasTensor, units: int, config: Config, number: int) -> keras.KerasTensor:
@@ -212,11 +226,9 @@ def make_initializer(config: Config, suitable: str) -> keras.initializers.Initia
 
 
 def _activate(values: keras.KerasTensor, config: Config) -> keras.KerasTensor:
-    if config.activation == "leaky_relu":
-        return keras.layers.LeakyReLU(0.01)(values)
     if config.activation == "prelu":
         return keras.layers.PReLU(shared_axes=[1, 2] if len(values.shape) == 4 else None)(values)
-    return keras.layers.Activation(config.activation)(values)
+    return make_activation(config.activation)(values)
 
 
 def _drop(values: keras.KerasTensor, config: Config) -> keras.KerasTensor:

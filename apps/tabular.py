@@ -13,7 +13,7 @@ from loom.data.sources import read_examples
 from loom.data.tables import check_bad
 from loom.data.targets import LOSSES, METRICS, TARGET_KINDS
 from loom.lazy import keras, layers
-from loom.runtime import make_batch_norm, make_regularizer
+from loom.runtime import make_activation, make_batch_norm, make_regularizer
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,12 +28,17 @@ SAMPLE_TARGETS = ("survived", "days_to_recover", "deck")
 """Columns of the built-in sample that are to be predicted, so never inputs of each other."""
 FITS = {
     "perceptron": ("binary",),
+    "svm": ("binary",),
     "logistic": ("binary", "labels"),
     "softmax": ("classes",),
     "linear": ("number",),
     "mlp": TARGET_KINDS,
 }
 """Kinds of target that each model can have."""
+
+
+MARGINS = ("perceptron", "svm")
+"""Models whose output is f(x) itself; its sign decides."""
 
 
 @dataclass(frozen=True)
@@ -46,8 +51,10 @@ class Config(TrainingConfig):
     """Kinds of targets, where guessed wrong: `rating=number,rank=classes` (binary, classes, number, labels)."""
     columns: str = ""
     """Kinds of inputs, where guessed wrong: `Pclass=category,Id=ignore` (number, category, date, text, ignore)."""
-    model: Literal["perceptron", "logistic", "softmax", "linear", "mlp"] = "mlp"
+    model: Literal["perceptron", "svm", "logistic", "softmax", "linear", "mlp"] = "mlp"
     """A linear model with its own output and loss, or layers in between for targets of any kind."""
+    number_loss: Literal["mse", "mae", "huber"] = "mse"
+    """What an error of a number costs: its square, its size, or its square up to one standard deviation."""
     min_count: int = 5
     """Categories and words that are rarer in the training part are one unknown value."""
     max_words: int = 32
@@ -82,7 +89,7 @@ class Config(TrainingConfig):
     @property
     def threshold(self) -> float:
         """Output above which the second of two classes is predicted."""
-        return 0.0 if self.model == "perceptron" else 0.5
+        return 0.0 if self.model in MARGINS else 0.5
 
     @property
     def targets(self) -> tuple[str, ...]:
@@ -174,16 +181,16 @@ def _hidden(vector: keras.KerasTensor, config: Config) -> keras.KerasTensor:
         )(vector)
         if config.normalizes:
             vector = make_batch_norm()(vector)
-        vector = keras.layers.Activation(config.activation)(vector)
+        vector = make_activation(config.activation)(vector)
         vector = dropout(config.dropout)(vector) if config.drops else vector
     return vector
 
 
 def _output(vector: keras.KerasTensor, target: Field, config: Config) -> keras.KerasTensor:
-    """A probability for each class or label, f(x) for a perceptron, or a number in the target's own units."""
+    """A probability for each class or label, f(x) of a model with a margin, or a number in the target's own units."""
     output = keras.layers.Dense(
         len(target.vocabulary) if target.kind in ("classes", "labels") else 1,
-        "linear" if config.model == "perceptron" else targets.ACTIVATIONS[target.kind],
+        "linear" if config.model in MARGINS else targets.ACTIVATIONS[target.kind],
         # Linear models have no symmetry to break, and from zeros what is never seen in training weighs nothing.
         kernel_initializer="glorot_uniform" if config.model == "mlp" else "zeros",
         kernel_regularizer=make_regularizer(config),
@@ -208,19 +215,28 @@ def space(hp: HyperParameters) -> dict[str, Any]:
 
 def loss(config: Config, spec: Spec) -> dict[str, Any]:
     """The loss that fits each target."""
-    if config.model == "perceptron":
-        return {target.name: layers.PerceptronLoss() for target in spec.targets}
-    return {target.name: LOSSES[target.kind] for target in spec.targets}
+    if config.model in MARGINS:
+        return {
+            target.name: layers.PerceptronLoss() if config.model == "perceptron" else "hinge" for target in spec.targets
+        }
+    kinds = {target.name: LOSSES[target.kind] for target in spec.targets}
+    return kinds | {target.name: _of_number(target, config) for target in spec.targets if target.kind == "number"}
+
+
+def _of_number(target: Field, config: Config) -> Any:
+    deviation = target.statistics["variance"] ** 0.5
+    return keras.losses.Huber(deviation) if config.number_loss == "huber" else config.number_loss
 
 
 def loss_weights(config: Config, spec: Spec) -> dict[str, float]:
-    """Squared errors count in units of the target's variance, so that all losses are of the same size."""
-    return {target.name: 1 / target.statistics.get("variance", 1.0) for target in spec.targets}
+    """Errors count in units of the target's standard deviation, so that all losses are of the same size."""
+    power = 0.5 if config.number_loss == "mae" else 1.0
+    return {target.name: target.statistics.get("variance", 1.0) ** -power for target in spec.targets}
 
 
 def metrics(config: Config, spec: Spec) -> dict[str, list[Any]]:
     """What is reported beside the loss."""
-    if config.model == "perceptron":
+    if config.model in MARGINS:
         return {target.name: [keras.metrics.BinaryAccuracy("accuracy", threshold=0)] for target in spec.targets}
     return {target.name: [METRICS[target.kind]] for target in spec.targets}
 
@@ -236,7 +252,7 @@ def baselines(config: Config, data: Data) -> dict[str, Metrics]:
 def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
     """For each row a label with its probability, a number, or labels with theirs; several targets by their names."""
     config: Any = trained.config
-    outputs, probable = trained.outputs(frame), config.model != "perceptron"
+    outputs, probable = trained.outputs(frame), config.model not in MARGINS
     return targets.answers(trained.spec.targets, outputs, config.threshold, probable)
 
 

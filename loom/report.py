@@ -38,12 +38,12 @@ def draw(run: Run) -> None:
     run.app.report(run)
 
 
-def new_figure(columns: int = 1, width: float = 6.0, height: float = 4.0) -> tuple[Figure, list[Axes]]:
-    """A figure with axes side by side; made without pyplot, which keeps global state and opens windows."""
+def new_figure(columns: int = 1, width: float = 6.0, height: float = 4.0, rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """A figure with axes side by side, row by row; made without pyplot, which keeps global state and opens windows."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width * columns, height), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
+    figure = Figure(figsize=(width * columns, height * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, list(axes)

@@ -128,6 +128,11 @@ def make_batch_norm(name: str | None = None) -> keras.layers.BatchNormalization:
     return keras.layers.BatchNormalization(momentum=0.9, name=name)
 
 
+def make_activation(name: str) -> keras.layers.Layer:
+    """An activation; the slope of `leaky_relu` is 0.01 on the negative side, where Keras' default is 0.3 or 0.2."""
+    return keras.layers.LeakyReLU(0.01) if name == "leaky_relu" else keras.layers.Activation(name)
+
+
 def compile_model(
     model: keras.Model,
     app: Any,

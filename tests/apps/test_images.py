@@ -150,7 +150,7 @@ MODELS: list[dict[str, Any]] = [
     {"model": "mlp", "activation": "prelu", "loss": "squared_error", "bias": False, "regularization": "l1"},
     {"model": "lenet", "activation": "tanh"},
     {"model": "cnn"},
-    {"model": "cnn", "depth": 2, "activation": "leaky_relu", "regularization": "l2"},
+    {"model": "cnn", "depth": 2, "activation": "leaky_relu", "regularization": "l2", "pooling": "l2"},
     {"model": "resnet", "activation": "elu"},
     {"model": "resnet", "activation": "selu", "regularization": "dropout"},
 ]
@@ -194,6 +194,23 @@ def test_the_networks_have_the_sizes_of_their_papers() -> None:
     plain = {"regularization": "none"}
     assert images.build(Config(model="mlp", units=40, bias=False, **plain), spec).count_params() == 784 * 40 + 400
     assert images.build(Config(model="lenet", **plain), spec).count_params() == 61_706
+
+
+@pytest.mark.parametrize(
+    ("pooling", "expected"),
+    [
+        ("max", [[5, 3], [7, 4]]),
+        ("average", [[2.75, 1.5], [3.25, 1.75]]),
+        ("min", [[1, 0], [1, 0]]),
+        ("l2", [[39**0.5, 14**0.5], [63**0.5, 21**0.5]]),
+    ],
+)
+def test_pooling_is_what_it_says(pooling: Any, expected: list) -> None:
+    values = [[3, 1, 1, 3], [2, 5, 0, 2], [7, 1, 4, 0], [2, 3, 1, 2]]
+    maps = keras.Input((4, 4, 1))
+    model = keras.Model(maps, images._pool(maps, Config(pooling=pooling)))
+    pooled = model.predict_on_batch(np.array(values, float)[None, :, :, None])
+    np.testing.assert_allclose(pooled[0, :, :, 0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["zeros", "constant", "uniform", "small", "large", "glorot", "he", "lecun"])

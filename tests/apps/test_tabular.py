@@ -251,6 +251,7 @@ def test_rare_classes_do_not_stop_the_stratified_split(write) -> None:
 
 SAMPLE_MODELS = {
     "perceptron": ({"target": "survived"}, "accuracy", 0.05),
+    "svm": ({"target": "survived", "learning_rate": 0.01}, "accuracy", 0.08),
     "logistic": ({"target": "survived", "learning_rate": 0.01}, "accuracy", 0.08),
     "softmax": ({"target": "deck", "learning_rate": 0.01}, "accuracy", 0.2),
     "linear": ({"target": "days_to_recover", "learning_rate": 0.01}, "mae", 0.8),
@@ -293,6 +294,31 @@ def test_options_of_the_hidden_layers(write, options) -> None:
     assert all((layer.kernel_regularizer is not None) == (config.regularization == "l1") for layer in hidden)
     assert any(isinstance(layer, keras.layers.AlphaDropout) for layer in model.layers) == (config.activation == "selu")
     assert any(isinstance(layer, keras.layers.BatchNormalization) for layer in model.layers) == config.normalizes
+
+
+@pytest.mark.parametrize(
+    ("name", "costs"), [("mse", (0.25, 9.0)), ("mae", (0.5, 3.0)), ("huber", (0.25 / 2, 3.0 - 0.5))]
+)
+def test_errors_of_numbers_cost_what_is_asked_for(write, name: str, costs: tuple[float, float]) -> None:
+    """In units of the target's standard deviation, so that targets with large numbers count no more than others."""
+    config = write(frame(), target="fare", model="linear", number_loss=name)
+    spec = tabular.load(config).spec
+    (weight,), (loss,) = tabular.loss_weights(config, spec).values(), tabular.loss(config, spec).values()
+    deviation = spec.target("fare").statistics["variance"] ** 0.5
+    for error, cost in zip((0.5, 3.0), costs, strict=True):
+        value = keras.losses.get(loss)(np.array([[7.0]]), np.array([[7 + error * deviation]]))
+        assert weight * float(np.mean(value)) == pytest.approx(cost, rel=1e-5)
+
+
+def test_a_support_vector_machine_pays_for_its_margin(write) -> None:
+    config = write(frame(), model="svm")
+    spec = tabular.load(config).spec
+    (loss,) = tabular.loss(config, spec).values()
+    value = keras.losses.get(loss)(np.array([[0.0], [1.0]]), np.array([[0.25], [0.25]]))
+    np.testing.assert_allclose(value, [1.25, 0.75])
+    (output,) = tabular.build(config, spec).output.values()
+    assert config.threshold == 0
+    assert output.shape == (None, 1)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The foundations of neural networks as comparisons: each file is one command that measures, prints and draws."""
