@@ -29,6 +29,7 @@ import numpy as np
 import tensorflow as tf
 
 from layers.recurrent import GRU, LSTM, EchoState, Elman
+from loom.data.sample_series import mackey_glass
 
 TESTED, CHECK_EVERY = 2000, 100
 
@@ -271,38 +272,6 @@ def gradient_norms(problem: Adding | Copying, model: keras.Model) -> dict[str, l
     by_distance = norms(tf.constant(sequence), tf.constant(targets)).numpy()[::-1]
     distances = sorted({*range(0, problem.steps, 5), problem.steps - 1})
     return {"distance": distances, "norm": [float(by_distance[distance]) for distance in distances]}
-
-
-def mackey_glass(count: int, delay: int = 17, history: float = 1.2, skip: int = 1000, parts: int = 10) -> np.ndarray:
-    """The series of Mackey and Glass, 1977, "Oscillation and chaos in physiological control systems", at unit steps.
-
-        dx/dt = 0.2 x(t - delay) / (1 + x(t - delay)^10) - 0.1 x(t)
-
-    Integrated with Runge-Kutta's method of order four; between its points the past is a cubic polynomial.
-
-    Args:
-        count: Number of values.
-        delay: How far back the equation looks.
-        history: The value at and before time zero.
-        skip: Values to leave out at the beginning.
-        parts: Integration steps per value.
-    """
-    lag, size = delay * parts, 1 / parts
-    values, slopes = [history] * (lag + 1), [0.0] * lag
-
-    def slope(value: float, past: float) -> float:
-        return 0.2 * past / (1 + past**10) - 0.1 * value
-
-    for index in range((count + skip) * parts):
-        value, before, after = values[-1], values[index], values[index + 1]
-        slopes.append(slope(value, before))
-        later = slopes[index + 1] if index + 1 != lag else 0.0  # at time zero the slope jumps
-        between = (before + after) / 2 + size * (slopes[index] - later) / 8
-        second = slope(value + size / 2 * slopes[-1], between)
-        third = slope(value + size / 2 * second, between)
-        fourth = slope(value + size * third, after)
-        values.append(value + size / 6 * (slopes[-1] + 2 * second + 2 * third + fourth))
-    return np.array(values[lag::parts][skip : skip + count])
 
 
 class EchoForecast:

@@ -11,11 +11,12 @@ from layers.decoding import Decoded, beam_search, draw, greedy, repeated, sample
 from layers.gallery import Gallery
 from layers.images import DecodeImages, RandomElastic, StepSeeds
 from layers.latent import GaussianDivergence, GaussianSample, SeededNormal
-from layers.losses import PerceptronLoss, SmoothedCrossentropy, TripletLoss
+from layers.losses import ForecastLoss, PerceptronLoss, SmoothedCrossentropy, TripletLoss
 from layers.metrics import StepAccuracy
 from layers.normalization import BatchNorm, LayerNorm, RMSNorm
 from layers.positions import LearnedPositions, RotaryPositions, SinusoidalPositions, sinusoids
 from layers.recurrent import GRU, LSTM, EchoState, Elman
+from layers.series import Patches, QuantileShift, ReversibleInstanceNorm
 from layers.text import (
     BagOfWordPairs,
     MaskedPooling1D,
@@ -47,6 +48,7 @@ __all__ = [
     "EchoStateCell",
     "Elman",
     "ElmanCell",
+    "ForecastLoss",
     "GIoULoss",
     "GRUCell",
     "Gallery",
@@ -63,10 +65,13 @@ __all__ = [
     "MultiplicativeAttention",
     "NormalizeWords",
     "PairRows",
+    "Patches",
     "PerceptronLoss",
+    "QuantileShift",
     "RMSNorm",
     "RandomElastic",
     "RepeatedContext",
+    "ReversibleInstanceNorm",
     "RotaryPositions",
     "ScheduledSampling",
     "SeededNormal",

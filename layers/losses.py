@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import keras
@@ -14,6 +15,7 @@ Tensor = Any
 
 Mining = Literal["semi-hard", "hard", "all"]
 Distance = Literal["euclidean", "squared", "cosine"]
+PointLoss = Literal["mse", "mae", "huber"]
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")
@@ -104,6 +106,77 @@ class SmoothedCrossentropy(keras.losses.Loss):
     def get_config(self) -> dict[str, Any]:
         """Returns the constructor's arguments."""
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
+
+
+@keras.saving.register_keras_serializable(package="kerasloom")
+class ForecastLoss(keras.losses.Loss):
+    """What forecasts cost, where some targets may be missing.
+
+        L(y, f) = mean over the quantiles τ of max(τ (y - f_τ), (τ - 1) (y - f_τ))
+
+    which is least where f_τ is the τ-quantile of y (Koenker and Bassett, 1978, "Regression quantiles": the pinball
+    loss); of forecasts of one number, one of Keras' losses of each step. A missing target, NaN, costs nothing: the mean
+    of an example is over its other targets. Computed in at least float32.
+
+    Args:
+        kind: Keras' loss of forecasts of one number: `"mse"`, `"mae"` or `"huber"`.
+        quantiles: Each above 0 and below 1; none for forecasts of one number.
+        reduction: How the examples' losses become one number, as in every Keras loss.
+        name: Name of the loss.
+
+    Call arguments:
+        y_true: `(batch, ...)`, NaN where a target is missing.
+        y_pred: The same shape; of quantiles with an axis for them at the end.
+
+    Raises:
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> truth = keras.ops.array([[1.0, float("nan")]])
+        >>> float(ForecastLoss("mse")(truth, keras.ops.array([[3.0, 5.0]])))
+        4.0
+        >>> round(float(ForecastLoss(quantiles=(0.9,))(truth, keras.ops.array([[[3.0], [5.0]]]))), 2)
+        0.2
+    """
+
+    def __init__(
+        self,
+        kind: PointLoss = "mse",
+        quantiles: Sequence[float] = (),
+        reduction: str = "sum_over_batch_size",
+        name: str = "forecast_loss",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(reduction=reduction, name=name, **kwargs)
+        if kind not in get_args(PointLoss):
+            raise ValueError(f"kind must be one of {get_args(PointLoss)}, got {kind!r}.")
+        if not all(0 < quantile < 1 for quantile in quantiles):
+            raise ValueError(f"quantiles must lie between 0 and 1, got {tuple(quantiles)!r}.")
+        self.kind = kind
+        self.quantiles = tuple(quantiles)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Loss of each example, `(batch,)`."""
+        forecast = ops.cast(y_pred, precise_dtype(y_pred))
+        truth = ops.cast(y_true, forecast.dtype)
+        if self.quantiles:
+            truth = ops.expand_dims(truth, -1)
+        known = ops.logical_not(ops.isnan(truth))
+        # Not multiplied with a mask: zero times NaN is NaN.
+        cost = ops.where(known, self._cost(ops.where(known, truth, 0.0), forecast), 0.0)
+        axes = tuple(range(1, len(cost.shape)))
+        counted = ops.cast(ops.broadcast_to(known, ops.shape(cost)), cost.dtype)
+        return ops.sum(cost, axis=axes) / ops.maximum(ops.sum(counted, axis=axes), 1.0)
+
+    def get_config(self) -> dict[str, Any]:
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "kind": self.kind, "quantiles": list(self.quantiles)}
+
+    def _cost(self, truth: Tensor, forecast: Tensor) -> Tensor:
+        if not self.quantiles:
+            return keras.losses.get(self.kind)(ops.expand_dims(truth, -1), ops.expand_dims(forecast, -1))
+        levels, error = ops.convert_to_tensor(self.quantiles, dtype=forecast.dtype), truth - forecast
+        return ops.maximum(levels * error, (levels - 1) * error)
 
 
 @keras.saving.register_keras_serializable(package="kerasloom")

@@ -70,6 +70,9 @@ class App:
     `stream` gives the answers of `predict` as they grow, the whole ones last: the first value of an answer is a text to
     whose end something is added each time. What is asked for one example in the terminal is shown so.
 
+    `ask` gives raw rows that a saved model has to answer as the trained one does, where the first ones of the test part
+    would not do: of series a forecast takes many.
+
     `watch` makes what `loom watch` reads an endless text with: a function that takes the next piece of it, of any
     length, and returns the answers that can be given by then.
 
@@ -100,6 +103,7 @@ class App:
     test: Callable[[Run, Metrics], Metrics] | None = None
     stream: Callable[[Trained, pd.DataFrame], Iterator[Sequence[Answer]]] | None = None
     watch: Callable[[Trained], Callable[[str], Sequence[Answer]]] | None = None
+    ask: Callable[[Run], pd.DataFrame] | None = None
     no_export: str = ""
     outputs: Sequence[str] = ()
 

@@ -114,7 +114,8 @@ def predict(run_id: str, inputs: list[str], as_json: bool) -> int:
         answers = process.answers(model, growing.show)
     finally:
         process.close()
-    for number, (row, answer) in enumerate(zip(rows, answers, strict=True), start=1):
+    asked: list[dict[str, Any]] = [{}] * len(answers) if spec.is_series else rows
+    for number, (row, answer) in enumerate(zip(asked, answers, strict=True), start=1):
         if as_json:
             print(json.dumps(answer, ensure_ascii=False))
         else:
@@ -318,6 +319,8 @@ def _with_images_in_files(answer: Answer, folder: Path, number: int) -> Answer:
 
 def _describe(row: dict[str, Any], answer: Answer) -> str:
     example = " ".join(str(value) for value in row.values() if value is not None)
+    if not row:
+        return _as_line(answer)
     return f"{_as_line(answer)}  | {example if len(example) <= 80 else example[:77] + '...'}"
 
 

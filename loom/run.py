@@ -20,6 +20,7 @@ from loom.runtime import compile_model, full_precision, make_optimizer
 from loom.trained import Trained
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
     from loom.app import Evaluate
@@ -80,6 +81,10 @@ class Run:
         """The model, from raw examples to answers; it goes on learning while `model` does."""
         return Trained(self.app, self.config, self.data.spec, self.model)
 
+    def asked(self, count: int) -> pd.DataFrame:
+        """Raw examples that a saved model has to answer as this one does: so many, or what the application asks."""
+        return self.app.ask(self) if self.app.ask else self.data.test.raw.head(count)
+
     def test_outputs(self) -> dict[str, np.ndarray]:
         """The model's outputs for the test examples, in their order; computed once."""
         return self._test_outputs
@@ -135,7 +140,7 @@ def _measure_outputs(run: Run) -> Metrics:
         inputs = {name: keras.Input(values.shape[1:], name=name) for name, values in outputs.items()}
         judge = keras.Model(inputs, {name: keras.layers.Identity()(tensor) for name, tensor in inputs.items()})
         judge.compile(loss=resolve("loss"), metrics=resolve("metrics"), loss_weights=resolve("loss_weights"))
-    targets = dict(run.data.test.targets)
+    targets = {name: np.asarray(target) for name, target in run.data.test.targets.items()}
     return dict(judge.evaluate(outputs, targets, batch_size=TEST_BATCH, return_dict=True, verbose=0))
 
 

@@ -210,7 +210,7 @@ def _complete(training: Training, resumed: bool) -> Outcome:
             run.test_metrics = measure(run)
         with progress.phase("saving the model"):
             model = _save(training)
-        examples = run.data.test.raw.head(CHECKED_ROWS)
+        examples = run.asked(CHECKED_ROWS)
         fresh.ask(model, as_records(examples))
         # Before the report asks for more: sampled answers depend on what was asked before.
         expected = run.trained.predict(examples)
@@ -268,7 +268,7 @@ def _save(training: Training) -> Path:
     """Save the model and record it; returns its folder here."""
     folder = training.run.folder.parent / f"{training.tracker.run_id}.model"
     try:
-        examples = as_records(training.run.data.test.raw.head(SAVED_ROWS))
+        examples = as_records(training.run.asked(SAVED_ROWS))
         save_model(training.run.trained, training.file, examples, folder)
         training.tracker.log_folder(folder, MODEL)
     finally:

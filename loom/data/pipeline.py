@@ -11,6 +11,7 @@ import numpy as np
 
 from loom.data.spec import Spec
 from loom.data.tables import Bad
+from loom.data.windows import Windows
 from loom.lazy import tf
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ class Shared:
         return Shared(self.values, self.rows[examples])
 
 
-Column = np.ndarray | Ragged | Shared
+Column = np.ndarray | Ragged | Shared | Windows
 Columns = Mapping[str, Column]
 Shape = tuple[int, ...]
 
@@ -111,7 +112,7 @@ class Split:
     raw: pd.DataFrame
     inputs: Columns
     targets: Mapping[str, Any]
-    """Arrays, or `Ragged` columns of integers where every step of a sequence has a target."""
+    """Arrays, `Windows`, or `Ragged` columns of integers where every step of a sequence has a target."""
 
     def __len__(self) -> int:
         return len(self.raw)
@@ -163,9 +164,16 @@ class Data:
             digest.update(repr([*split.raw, *split.targets]).encode())
             digest.update(pd.util.hash_pandas_object(split.raw, index=False).to_numpy().tobytes())
             for target in split.targets.values():
-                for part in (target.values, target.splits) if isinstance(target, Ragged) else (target,):
+                for part in _arrays(target):
                     digest.update(np.ascontiguousarray(part).tobytes())
         return digest.hexdigest()[:16]
+
+
+def _arrays(column: Column) -> tuple[np.ndarray, ...]:
+    """What a column is made of."""
+    if isinstance(column, Ragged):
+        return column.values, column.splits
+    return (column.values, column.starts) if isinstance(column, Windows) else (np.asarray(column),)
 
 
 def take_rows(column: Column, rows: np.ndarray) -> Column:

@@ -7,16 +7,16 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Kind = Literal["text", "number", "category", "date", "image", "binary", "classes", "labels"]
+Kind = Literal["text", "number", "category", "date", "time", "image", "binary", "classes", "labels"]
 
 
 @dataclass(frozen=True)
 class Field:
     """One named column of the raw examples: an input, or a target.
 
-    Input kinds: `text`, `number`, `category`, `date`, `image`. Target kinds: `binary` (two classes), `classes` (one of
-    several), `labels` (any of several) and `number`. A raw image is the content of its file, `bytes`, or in JSON that
-    content as base64 text.
+    Input kinds: `text`, `number`, `category`, `date`, `image`, and `time` of a row among others of a series. Target
+    kinds: `binary` (two classes), `classes` (one of several), `labels` (any of several) and `number`. A raw image is
+    the content of its file, `bytes`, or in JSON that content as base64 text.
     """
 
     name: str
@@ -40,6 +40,11 @@ class Spec:
 
     inputs: tuple[Field, ...]
     targets: tuple[Field, ...]
+
+    @property
+    def is_series(self) -> bool:
+        """Whether rows follow each other in time: they are read together, and have no answer each."""
+        return any(column.kind == "time" for column in self.inputs)
 
     def input(self, name: str) -> Field:
         """Input column of that name."""

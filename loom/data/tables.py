@@ -31,7 +31,7 @@ _LARGEST_FIELD = 2**31 - 1  # characters; csv's own limit of 131,072 is less tha
 _CHUNK = 4096  # rows turned into columns at a time: a million live rows would keep the garbage collector busy
 _LISTED = 20  # columns that an error message lists
 _BYTES_NOT_UTF8 = re.compile("[\udc80-\udcff]")  # how errors="surrogateescape" decodes them
-_DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?", re.ASCII)
+DATE = re.compile(r"\d{4}-\d{2}-\d{2}([T ]\d{2}:\d{2}(:\d{2}(\.\d+)?)?(Z|[+-]\d{2}:?\d{2})?)?", re.ASCII)
 
 
 class Bad(NamedTuple):
@@ -509,7 +509,7 @@ def _is_number(text: str) -> bool:
 
 
 def _is_date(text: str) -> bool:
-    if not _DATE.fullmatch(text):
+    if not DATE.fullmatch(text):
         return False
     try:
         datetime.datetime.fromisoformat(text)

@@ -72,33 +72,6 @@ def test_training_and_test_sequences_differ(memory: ModuleType) -> None:
     assert not {tuple(row) for row in first} & {tuple(row) for row in second}
 
 
-def test_mackey_glass_follows_its_equation(memory: ModuleType) -> None:
-    """Before the delay has passed, the equation is linear and has a solution; after it, one by quadrature."""
-    series = memory.mackey_glass(35, skip=0)
-    inflow = 0.2 * 1.2 / (1 + 1.2**10)
-
-    def early(time: np.ndarray) -> np.ndarray:
-        return 10 * inflow + (1.2 - 10 * inflow) * np.exp(-time / 10)
-
-    np.testing.assert_allclose(series[:18], early(np.arange(18)), rtol=1e-8)
-    for later in (1, 9, 17):
-        times = np.linspace(0, later, 20001)
-        past = early(times)
-        flow = 0.2 * past / (1 + past**10) * np.exp((times - later) / 10)
-        expected = series[17] * np.exp(-later / 10) + np.trapezoid(flow, times)
-        assert series[17 + later] == pytest.approx(expected, rel=1e-7)
-
-
-def test_mackey_glass_has_its_period_and_range(memory: ModuleType) -> None:
-    series = memory.mackey_glass(4000)
-    power = np.abs(np.fft.rfft((series - series.mean()) * np.hanning(len(series))))
-    assert len(series) / power.argmax() == pytest.approx(50, abs=3)
-    assert 0.2 < series.min() < 0.5
-    assert 1.2 < series.max() < 1.4
-    # A smaller integration step changes little at first; later the two part, as in every chaotic system.
-    np.testing.assert_allclose(memory.mackey_glass(200, skip=0), memory.mackey_glass(200, skip=0, parts=20), atol=1e-5)
-
-
 def test_the_linear_forecast_goes_on_with_a_wave(memory: ModuleType) -> None:
     """A sine wave follows from its last two values exactly."""
     series = np.sin(np.arange(memory.SERIES) / 7)

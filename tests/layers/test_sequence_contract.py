@@ -56,6 +56,7 @@ EXEMPT = {
     **dict.fromkeys(("CellBoxes", "Gallery"), "read no sequences, tested in test_boxes.py"),
     **dict.fromkeys(("DecodeImages", "RandomElastic"), "read no sequences, tested in test_images.py"),
     **dict.fromkeys(("GaussianSample", "GaussianDivergence", "SeededNormal"), "read no sequences, test_latent.py"),
+    **dict.fromkeys(("Patches", "QuantileShift", "ReversibleInstanceNorm"), "tested in test_series.py"),
     "DateFeatures": "reads no sequences, tested in test_dates.py",
 }
 
