@@ -25,24 +25,24 @@ from typing import Any
 
 SPLIT = "8640,2880,2880"
 COMMON = ["--horizon", "96", "--split", SPLIT, "--patience", "3"]
-LONG, SHORT = ["--look-back", "336"], ["--look-back", "168"]
-RECURRENT = [*LONG, "--epochs", "8", "--batch-size", "64"]
+LONG = ["--look-back", "336"]
+RECURRENT = [*LONG, "--epochs", "6", "--batch-size", "64", "--learning-rate", "0.002"]
 QUANTILES = ["--quantiles", "0.1,0.5,0.9"]
-LINEAR = [*LONG, "--epochs", "20", "--batch-size", "64", "--learning-rate", "0.002"]
+LINEAR = [*LONG, "--epochs", "12", "--batch-size", "64", "--learning-rate", "0.002"]
 TRANSFORMER = [
-    *("--model", "transformer", *LONG, "--epochs", "12", "--batch-size", "64", "--units", "16", "--depth", "2"),
+    *("--model", "transformer", *LONG, "--epochs", "8", "--batch-size", "64", "--units", "16", "--depth", "2"),
     *("--feed-forward-units", "64", "--dropout", "0.3", "--learning-rate", "0.002"),
 ]
 CASES: dict[str, list[str]] = {
     "linear": LINEAR,
+    "linear, absolute error": [*LINEAR, "--loss", "mae"],
     "elman": ["--model", "elman", *RECURRENT],
     "lstm": ["--model", "lstm", *RECURRENT],
     "gru": ["--model", "gru", *RECURRENT],
-    "echo_state": ["--model", "echo_state", *RECURRENT, "--units", "256", "--learning-rate", "0.002"],
+    "echo_state": ["--model", "echo_state", *RECURRENT, "--units", "256"],
     "encoder_decoder": ["--model", "encoder_decoder", *RECURRENT],
     "transformer": TRANSFORMER,
     "linear, quantiles": [*LINEAR, *QUANTILES],
-    "transformer, quantiles": [*TRANSFORMER, *QUANTILES],
 }
 QUICK = {"linear": ["--epochs", "2"], "gru, quantiles": ["--model", "gru", "--epochs", "1", "--units", "8", *QUANTILES]}
 BASELINES = ("last", "seasonal", "drift", "ridge")

@@ -83,5 +83,5 @@ def draw_error_by_step(errors: Mapping[str, Sequence[float]]) -> Figure:
         width = 1.2 if place else 2.4
         axis.plot(steps, values, color=f"C{place}", linewidth=width, label=name, marker="" if len(values) > 1 else "o")
     axis.set(xlabel="steps ahead", ylabel="mean squared error (standard scores)", ylim=(0, None))
-    axis.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     return figure

@@ -144,8 +144,7 @@ def _ridge(config: SeriesConfig, data: Data, past: np.ndarray) -> np.ndarray:
 
 
 def _pairs(targets: Windows, config: SeriesConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Pasts and futures of single targets, less the mean of the past; where something to forecast is missing, it is the
-    mean."""
+    """Pasts and futures of single targets, less the mean of the past, which stands for what is missing too."""
     count = max(1, MOST_ROWS // targets.columns)
     kept = targets.take(np.unique(np.linspace(0, len(targets) - 1, min(count, len(targets))).astype(int)))
     past, future = histories_of(kept, config)[:], kept[:]
@@ -156,8 +155,9 @@ def _pairs(targets: Windows, config: SeriesConfig) -> tuple[np.ndarray, np.ndarr
 
 
 def calibrate(run: Run, levels: Sequence[float]) -> None:
-    """Shift every quantile of a model so that it has its share of the validation part below it.
+    """Shift the quantiles of a model so that each has its share of the validation part below it.
 
+    The median stays, as the forecast that it is: a validation part that rose on the whole says little of the next one.
     For each step and target, in units of the spread of the window where the model divides by that. The windows overlap,
     so what conformalized quantile regression guarantees for exchangeable examples is not guaranteed here.
     """
@@ -169,7 +169,9 @@ def calibrate(run: Run, levels: Sequence[float]) -> None:
         config: Any = run.config
         _, (_, spread) = run.model.get_layer(NORM)(histories_of(split.targets[FORECAST], config)[:])
         residuals = residuals / np.asarray(spread)[..., None]
-    layer.shift.assign(conformal_shift(residuals, levels))
+    shift = conformal_shift(residuals, levels)
+    shift[..., list(levels).index(0.5)] = 0
+    layer.shift.assign(shift)
 
 
 def conformal_shift(residuals: np.ndarray, levels: Sequence[float]) -> np.ndarray:

@@ -122,8 +122,15 @@ class Rows(NamedTuple):
     values: np.ndarray
     bad: list[Bad]
     pattern: str
-    sorted: bool
-    """Whether they came in this order."""
+    in_order: bool
+    """Whether each series came in the order of time."""
+
+    @property
+    def series(self) -> dict[str, slice]:
+        """Where the rows of each series are."""
+        names, starts = np.unique(self.names, return_index=True)
+        ends = [*starts[1:], len(self.names)]
+        return {str(name): slice(*bounds) for name, *bounds in zip(names, starts, ends, strict=True)}
 
 
 def load_series(config: SeriesConfig) -> Data:
@@ -144,9 +151,9 @@ def load_series(config: SeriesConfig) -> Data:
     check_bad(rows.bad, len(frame), config.max_bad, f"rows of {config.data}")
     if not len(rows.times):
         raise UserError(f"--data {config.data}: no row can be used; the first is bad because {rows.bad[0].why}")
-    if not rows.sorted:
+    if not rows.in_order:
         notes.append("the rows were not in the order of time: they are sorted")
-    clock = Clock.fit([rows.times[rows.names == name] for name in np.unique(rows.names)], rows.pattern)
+    clock = Clock.fit([rows.times[each] for each in rows.series.values()], rows.pattern)
     series, gaps = on_steps(rows, clock, columns, config)
     parts = part_bounds(series, config)
     notes += [*gaps, *_described(clock, columns, parts)]
@@ -227,15 +234,16 @@ def usable_rows(
     good = why == ""
     again = pd.DataFrame({"series": names, "time": times})[good].duplicated()
     for row in np.flatnonzero(good)[again.to_numpy()]:
-        why[row] = f"the time {time_texts.iloc[row]} is there twice" + (f" in {names[row]!r}" if names[row] else "")
+        which = f" in {names[row]!r}" if columns.series else "; are there several series (--series-column)?"
+        why[row] = f"the time {time_texts.iloc[row]} is there twice{which}"
     left = np.flatnonzero(why == "")
     names = names[left].astype(str)
     order = np.lexsort((times[left], names))
+    as_they_came = np.argsort(names, kind="stable")
     values = np.column_stack([numbers[name][left][order] for name in columns.numbers])
     where = examples.where if examples else lambda row: f"row {row + 1}"
     bad = [Bad(where(int(row)), why[row]) for row in np.flatnonzero(why != "")]
-    in_order = all((np.diff(times[left][names == name]) > 0).all() for name in np.unique(names))
-    return Rows(names[order], times[left][order], values, bad, pattern, in_order)
+    return Rows(names[order], times[left][order], values, bad, pattern, bool((order == as_they_came).all()))
 
 
 def _short(value: object) -> str:
@@ -256,19 +264,19 @@ def on_steps(rows: Rows, clock: Clock, columns: Columns, config: SeriesConfig) -
     steps = np.ceil(places).astype(int)
     between = int((places != steps).sum())
     found, empty = [], 0
-    for name in np.unique(rows.names):
-        of_name = np.flatnonzero(rows.names == name)
-        first, last = steps[of_name[0]], steps[of_name[-1]]
-        if last - first + 1 > SPARSEST * len(of_name):
+    for name, which in rows.series.items():
+        own = steps[which]
+        first, last = own[0], own[-1]
+        if last - first + 1 > SPARSEST * len(own):
             ends = clock.texts(np.array([first, last]))
             raise UserError(
-                f"--data {config.data}: {len(of_name)} rows from {ends[0]} to {ends[1]}{_of(name)} leave most steps of "
+                f"--data {config.data}: {len(own)} rows from {ends[0]} to {ends[1]}{_of(name)} leave most steps of "
                 f"{_length(clock)} empty; is a time wrong?"
             )
         values = np.full((last - first + 1, len(columns.numbers)), np.nan)
-        values[steps[of_name] - first] = rows.values[of_name]
-        empty += len(values) - len(np.unique(steps[of_name]))
-        found.append(Series(str(name), int(first), values))
+        values[own - first] = rows.values[which]
+        empty += len(values) - len(np.unique(own))
+        found.append(Series(name, int(first), values))
     cells = int(np.isnan(rows.values).sum())
     counts = {"rows are between two steps": between, "steps have no row": empty, "values are missing": cells}
     problems = [f"{count} {what}" for what, count in counts.items() if count]
@@ -318,8 +326,9 @@ def _described(clock: Clock, columns: Columns, parts: Mapping[Part, tuple[int, i
 
 
 def part_bounds(series: Sequence[Series], config: SeriesConfig) -> dict[Part, tuple[int, int]]:
-    """First step of each part and the one after its last: the same ones for all series, or they would tell of another's
-    future.
+    """First step of each part and the one after its last.
+
+    They are the same for all series: one that is trained on must not tell of the future of another.
 
     Raises:
         UserError: There are not so many steps.
@@ -451,19 +460,17 @@ def latest(frame: pd.DataFrame, spec: Spec, config: SeriesConfig) -> Histories:
         raise UserError(f"{rows.bad[0].where}: {rows.bad[0].why}")
     places = clock.places(rows.times)
     steps = np.ceil(places).astype(int)
-    names = [str(name) for name in np.unique(rows.names)]
-    values = np.full((len(names), config.look_back, len(columns.numbers)), np.nan)
+    values = np.full((len(rows.series), config.look_back, len(columns.numbers)), np.nan)
     last: list[int] = []
-    for window, name in zip(values, names, strict=True):
-        of_name = np.flatnonzero(rows.names == name)
-        last.append(int(steps[of_name[-1]]))
+    for window, (name, which) in zip(values, rows.series.items(), strict=True):
+        last.append(int(steps[which][-1]))
         first = last[-1] + 1 - config.look_back
-        if steps[of_name[0]] > first:
-            count = last[-1] + 1 - steps[of_name[0]]
+        if steps[which][0] > first:
+            count = last[-1] + 1 - steps[which][0]
             raise UserError(
                 f"{count} steps of {_length(clock)} are there{_of(name)}: a forecast needs {config.look_back} in a row"
             )
-        kept = of_name[steps[of_name] >= first]
+        kept = np.arange(which.start, which.stop)[steps[which] >= first]
         window[steps[kept] - first] = rows.values[kept]
         if config.missing == "error" and (np.isnan(window).any() or (places[kept] != steps[kept]).any()):
             where = _first_problem([Series(name, first, window)], clock, rows.times[kept][places[kept] != steps[kept]])
@@ -471,7 +478,7 @@ def latest(frame: pd.DataFrame, spec: Spec, config: SeriesConfig) -> Histories:
                 f"a row or value is missing, or a time between two steps of {_length(clock)}, {where}; "
                 "a model trained with --missing last or interpolate goes on"
             )
-    return Histories(names, last, values)
+    return Histories(list(rows.series), last, values)
 
 
 def columns_of(spec: Spec) -> Columns:

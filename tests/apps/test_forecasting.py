@@ -218,7 +218,8 @@ def test_shifted_quantiles_have_their_share_below_them() -> None:
 def test_calibrated_quantiles_cover_the_validation_part_and_never_cross(run: Run) -> None:
     split = run.data.validation
     scores = Scores.of(split, run.trained.outputs_of(split.inputs)[FORECAST], LEVELS)
-    np.testing.assert_allclose(scores.below(), LEVELS, atol=0.05)
+    np.testing.assert_allclose(scores.below()[::2], LEVELS[::2], atol=0.05)
+    assert (np.array(run.model.get_layer(forecasts.SHIFT).shift)[..., 1] == 0).all()
     assert (np.diff(run.test_outputs()[FORECAST], axis=-1) >= 0).all()
 
 

@@ -147,7 +147,8 @@ def test_bad_rows_are_listed_and_leave_a_gap(write) -> None:
     data = load_series(write(frame, missing="last", max_bad=0.1))
     assert [where for where, _ in data.bad] == ["table.csv:22", "table.csv:42", "table.csv:62"]
     whys = ["column 'load' holds 'much', which is no number", "column 'time' holds 'soon', which is no time"]
-    assert [why for _, why in data.bad] == [*whys, "the time 2024-02-27 11:00:00 is there twice"]
+    assert [why for _, why in data.bad][:2] == whys
+    assert data.bad[2][1].startswith("the time 2024-02-27 11:00:00 is there twice; are there several series")
     assert any("3 steps have no row" in note for note in data.notes)
 
 
