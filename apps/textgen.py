@@ -15,8 +15,8 @@ import numpy as np
 from loom import App, Data, Field, Metrics, Spec, Split, UserError, main
 from loom.config import Optimizer, Schedule
 from loom.data.scripts import scripts
-from loom.data.texts import read_text
-from loom.data.tokens import END, LONGEST, Tokenizer, Unit, what_follows
+from loom.data.texts import in_order, read_text
+from loom.data.tokens import END, Tokenizer, Unit, what_follows
 from loom.lazy import keras, layers
 from loom.ngrams import NGrams
 from loom.writer import SamplingConfig, Writer
@@ -101,29 +101,13 @@ def load(config: Config) -> Data:
         raise UserError(
             f"--data {config.data}: has {len(found.text)} characters only; give more text, or less --length"
         )
-    parts = _parts(found.text, config)
+    parts = in_order(found.text, config)
     tokenizer = Tokenizer.fit(_pieces(parts["train"]), config.vocabulary_size, config.tokens, lines=True)
     tokens = {name: tokenizer.encode_whole(_pieces(part)) for name, part in parts.items()}
     splits = {name: _windows(each, tokenizer, config.length, name) for name, each in tokens.items()}
     statistics = {f"{name}_characters_per_token": len(part) / len(tokens[name]) for name, part in parts.items()}
     spec = Spec((Field(TEXT, "text", tokenizer=tokenizer.settings(), statistics=statistics),), (Field(TEXT, "text"),))
     return Data(**splits, spec=spec, source=found.source, bad=found.bad, notes=found.notes)
-
-
-def _parts(text: str, config: Config) -> dict[str, str]:
-    """Three pieces in the order of the text, divided where a line ends."""
-    ends = [1 - config.test_fraction, 1]
-    ends = [ends[0] * (1 - config.validation_fraction), *ends]
-    places = [0, *(_line_start(text, int(end * len(text))) for end in ends[:-1]), len(text)]
-    train, validation, test = (text[start:stop] for start, stop in itertools.pairwise(places))
-    return {"train": train[: int(config.train_fraction * len(train))], "validation": validation, "test": test}
-
-
-def _line_start(text: str, place: int) -> int:
-    """Where the line of a character begins; in one that is too long for that, a word near it."""
-    nearest = max(0, place - LONGEST)
-    ends = (text.rfind(sign, nearest, place) for sign in ("\n", " "))
-    return next((end + 1 for end in ends if end >= 0), place)
 
 
 def _pieces(text: str) -> list[str]:

@@ -50,6 +50,26 @@ _FIRST_FACTOR, _SECOND_FACTOR = 30011, 40503  # odd and without common factors, 
 _registered = keras.saving.register_keras_serializable(package="kerasloom")
 
 
+def split_words(texts: Tensor) -> Tensor:
+    """Words of each text, as `SplitWords` takes them apart.
+
+    Args:
+        texts: Strings `(batch,)`.
+
+    Returns:
+        Ragged strings `(batch, None)`: texts of very different lengths fill nothing up.
+    """
+    import tensorflow as tf
+
+    apart = tf.strings.join([" ", texts, " "])
+    for pattern, replacement in _RULES:
+        apart = tf.strings.regex_replace(apart, pattern, replacement)
+    known = tf.strings.regex_full_match(texts, r"(?s).*\t.*")
+    apart = tf.strings.regex_replace(tf.where(known, texts, apart), r"\t+", "\t")
+    apart = tf.strings.regex_replace(apart, r"^\t|\t$", "")
+    return tf.strings.split(apart, "\t")
+
+
 @_registered
 class SplitWords(keras.layers.Layer):
     r"""Takes texts apart into words; punctuation marks are words too.
@@ -69,13 +89,7 @@ class SplitWords(keras.layers.Layer):
         """Split."""
         import tensorflow as tf
 
-        apart = tf.strings.join([" ", text[:, 0], " "])
-        for pattern, replacement in _RULES:
-            apart = tf.strings.regex_replace(apart, pattern, replacement)
-        known = tf.strings.regex_full_match(text[:, 0], r"(?s).*\t.*")
-        apart = tf.strings.regex_replace(tf.where(known, text[:, 0], apart), r"\t+", "\t")
-        apart = tf.strings.regex_replace(apart, r"^\t|\t$", "")
-        words = tf.strings.split(apart[:, None], "\t").to_tensor("")[:, 0]
+        words = split_words(text[:, 0]).to_tensor("")
         return tf.pad(words, [[0, 0], [0, tf.maximum(1 - tf.shape(words)[1], 0)]], constant_values="")
 
     def compute_output_spec(self, text: keras.KerasTensor) -> keras.KerasTensor:
@@ -87,17 +101,29 @@ class SplitWords(keras.layers.Layer):
 class NormalizeWords(keras.layers.Layer):
     """Makes words small, and all their digits 0.
 
+    Args:
+        digits: Whether digits become 0; otherwise they stay as they are.
+
     Call arguments:
         words: Strings.
 
     Output shape: that of `words`.
     """
 
+    def __init__(self, digits: bool = True, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.digits = digits
+
     def call(self, words: Tensor) -> Tensor:
         """Normalize."""
         import tensorflow as tf
 
-        return tf.strings.regex_replace(tf.strings.lower(words, encoding="utf-8"), r"\p{Nd}", "0")
+        small = tf.strings.lower(words, encoding="utf-8")
+        return tf.strings.regex_replace(small, r"\p{Nd}", "0") if self.digits else small
+
+    def get_config(self) -> dict[str, Any]:
+        """Constructor arguments."""
+        return {**super().get_config(), "digits": self.digits}
 
     def compute_output_spec(self, words: keras.KerasTensor) -> keras.KerasTensor:
         """As many words as before."""

@@ -140,7 +140,7 @@ def chat(run_id: str) -> int:
             process.ask(model, [{spec.inputs[0].name: line}], stream=True)
             growing = _Growing()
             (answer,) = process.answers(model, growing.show)
-            growing.end(str(next(iter(answer.values()))))
+            growing.end(_as_text(next(iter(answer.values()))))
     finally:
         process.close()
     return 0
@@ -335,6 +335,8 @@ def _as_line(answer: Answer) -> str:
 
 
 def _as_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_as_text(each)}" for name, each in value.items()) or "nothing"
     if isinstance(value, list):
         return f"({', '.join(map(_as_text, value))})"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 from loom.config import TrainingConfig
 from loom.data.sources import TFDS, read_tfds
 from loom.data.tables import Bad, check_bad, read_lines
+from loom.data.tokens import LONGEST
 from loom.errors import UserError
 
 PART = "\n"
@@ -60,3 +62,19 @@ def read_text(config: TrainingConfig, sample: Callable[[], str]) -> Text:
         for lines, spoiled in found
     )
     return Text(PART.join(kept), str(path.resolve()), bad)
+
+
+def in_order(text: str, config: TrainingConfig) -> dict[str, str]:
+    """Train, validation and test part: three pieces in the order of the text, divided where a line ends."""
+    ends = [1 - config.test_fraction, 1]
+    ends = [ends[0] * (1 - config.validation_fraction), *ends]
+    places = [0, *(_line_start(text, int(end * len(text))) for end in ends[:-1]), len(text)]
+    train, validation, test = (text[start:stop] for start, stop in itertools.pairwise(places))
+    return {"train": train[: int(config.train_fraction * len(train))], "validation": validation, "test": test}
+
+
+def _line_start(text: str, place: int) -> int:
+    """Where the line of a character begins; in one that is too long for that, a word near it."""
+    nearest = max(0, place - LONGEST)
+    ends = (text.rfind(sign, nearest, place) for sign in ("\n", " "))
+    return next((end + 1 for end in ends if end >= 0), place)

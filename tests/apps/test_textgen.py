@@ -17,7 +17,7 @@ from support import clean_environment, loom
 from apps import textgen
 from apps.textgen import APP, TEXT, Config, Network
 from loom import UserError
-from loom.data.texts import read_text
+from loom.data.texts import in_order, read_text
 from loom.data.tokens import Tokenizer, what_follows
 from loom.fresh import FreshProcess
 from loom.run import fit, measure
@@ -96,7 +96,7 @@ def test_the_same_text_has_the_same_continuation_alone_and_among_others(book: Pa
 
 def test_the_loss_is_the_cross_entropy_and_measures_follow_from_it(book: Path) -> None:
     run = run_of(book, tokens="subwords", vocabulary_size=300)
-    split, part = run.data.test, textgen._parts(LINES, run.config)["test"]
+    split, part = run.data.test, in_order(LINES, run.config)["test"]
     logits = run.model({TEXT: split.inputs[TEXT]}, training=False)[TEXT].numpy().astype(np.float64)
     chosen = np.take_along_axis(logits, split.targets[TEXT][..., None], axis=-1)[..., 0]
     nats = float(np.mean(np.log(np.exp(logits).sum(axis=-1)) - chosen))
