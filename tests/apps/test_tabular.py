@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from loom.data import columns, targets
 from loom.data.encode import Encoder
 from loom.data.sources import Examples
 from loom.run import Run, fit
+from loom.runtime import make_regularizer
 from loom.train import prepare
 
 ROWS = 60
@@ -276,6 +278,93 @@ def test_linear_models_are_one_dense_layer_on_all_features(write) -> None:
     (dense,) = [layer for layer in model.layers if layer.weights]
     words, ports = len(data.spec.input("remark").vocabulary) - 1, len(data.spec.input("port").vocabulary)
     assert dense.kernel.shape == (1 + ports + 9 + words, 1)
+
+
+def definition(model: str, scores: np.ndarray, truth: np.ndarray, variance: float) -> float:
+    """Loss of f(x) = `scores` by the formula: classes from 0, of a number in units of its variance."""
+    if model == "perceptron":
+        return float(np.maximum(0, -(2 * truth - 1) * scores).mean())
+    if model == "logistic":
+        chances = 1 / (1 + np.exp(-scores))
+        return float(-np.log(np.where(truth == 1, chances, 1 - chances)).mean())
+    if model == "softmax":
+        chances = np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+        return float(-np.log(np.take_along_axis(chances, truth.astype(int), axis=1)).mean())
+    return float(np.square(scores * variance**0.5 - truth).mean() / variance)
+
+
+@pytest.mark.parametrize(
+    ("model", "target"),
+    [("perceptron", "survived"), ("logistic", "survived"), ("softmax", "deck"), ("linear", "days")],
+)
+def test_linear_models_are_their_output_and_loss(write, tmp_path, model, target) -> None:
+    """Perceptron: a step and max(0, -y f(x)), which asks for no margin; then sigmoid, softmax or nothing."""
+    table = frame(deck=["up", "mid", "low"] * 20, days=frame()["fare"] * 2 + 100)[["fare", target]]
+    config = write(table, model=model, target=target, jit="off", regularization="none")
+    run = prepare(APP, config, tabular.load(config), tmp_path)
+    (dense,) = [layer for layer in run.model.layers if layer.weights]
+    dense.set_weights([np.random.default_rng(1).normal(size=weight.shape) for weight in dense.get_weights()])
+    inputs, truth = run.data.test.inputs, np.asarray(run.data.test.targets[target])
+    scores = np.asarray(inputs["fare"]) @ np.asarray(dense.kernel) + np.asarray(dense.bias)
+    mean, variance = truth * 0, 1.0
+    if model == "linear":
+        statistics = run.data.spec.target(target).statistics
+        mean, variance = mean + statistics["mean"], statistics["variance"]
+    found = run.model.evaluate(dict(inputs), {target: truth}, return_dict=True, verbose=0)["loss"]
+    assert found == pytest.approx(definition(model, scores, truth - mean, variance), rel=1e-4)
+    if model == "perceptron":
+        hinge = np.maximum(0, 1 - (2 * truth - 1) * scores).mean()
+        assert abs(found - hinge) > 0.1
+        answers = run.trained.predict(run.data.test.raw)
+        assert [answer["label"] for answer in answers] == ["1" if score > 0 else "0" for score in scores[:, 0]]
+
+
+def test_penalties_are_sums_without_the_half_and_the_share_of_keras_own() -> None:
+    """Keras' L1 is λΣ|w| and its L2 λΣw²: λ/2n Σw² is that with --regularization-strength λ/2n."""
+    weights, strength, count = np.array([[1.0, -2.0], [3.0, 0.5]]), 0.3, 60
+    penalties = {
+        kind: make_regularizer(Config(regularization=kind, regularization_strength=value))
+        for kind, value in (("l1", strength), ("l2", strength / (2 * count)))
+    }
+    assert float(penalties["l1"](weights)) == pytest.approx(strength * np.abs(weights).sum())
+    assert float(penalties["l2"](weights)) == pytest.approx(strength / (2 * count) * np.square(weights).sum())
+
+
+def games() -> pd.DataFrame:
+    """What is known of a team before a game, and three things that are known after it."""
+    rng = np.random.default_rng(0)
+    toes, winrate, fans = rng.uniform(8, 10, ROWS), rng.uniform(0.4, 1, ROWS), rng.uniform(0.4, 1.5, ROWS)
+    win = np.where(winrate + 0.4 * fans > 1.1, "yes", "no")
+    hurt, sad = (toes < 8.6) * 0.1 + 0.02 * fans, 0.2 - 0.1 * winrate
+    table = pd.DataFrame({"toes": toes, "winrate": winrate, "fans": fans, "hurt": hurt, "win": win, "sad": sad})
+    return table.round({"toes": 1, "winrate": 2, "fans": 1, "hurt": 3, "sad": 3})
+
+
+def test_three_inputs_have_three_outputs_of_their_own_kinds(write) -> None:
+    config = write(games(), target="hurt,win,sad")
+    spec = tabular.load(config).spec
+    assert [column.name for column in spec.inputs] == ["toes", "winrate", "fans"]
+    assert {target.name: target.kind for target in spec.targets} == {"hurt": "number", "win": "binary", "sad": "number"}
+    model = tabular.build(config, spec)
+    assert set(model.output) == set(tabular.loss(config, spec)) == {"hurt", "win", "sad"}
+
+
+@pytest.mark.slow
+def test_three_inputs_with_three_outputs_train_by_the_command(tmp_path) -> None:
+    games().to_csv(tmp_path / "games.csv", index=False)
+    flags = ["--target", "hurt,win,sad", "--epochs", "60", "--batch-size", "8", "--json"]
+    outcome = loom("train", "tabular", "--data", "games.csv", *flags, cwd=tmp_path)
+    assert outcome.status == 0, outcome.errors
+    metrics = outcome.result["metrics"]
+    assert metrics["test_win_accuracy"] > metrics["baseline_majority_win_accuracy"]
+    assert metrics["test_sad_mae"] < metrics["baseline_mean_sad_mae"]
+    row = '{"toes": 9.5, "winrate": 0.95, "fans": 1.3}'
+    answer = loom("predict", outcome.result["run_id"], row, "--json", cwd=tmp_path)
+    assert answer.status == 0, answer.errors
+    found = json.loads(answer.output)
+    assert found["win"] == "yes"
+    assert abs(found["sad"] - 0.105) < 0.03
+    assert "hurt" in found
 
 
 @pytest.mark.parametrize(
