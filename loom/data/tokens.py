@@ -105,6 +105,8 @@ class Tokenizer:
             )
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[-1].rpartition("] ")[2]
+            if needed := re.search(r"required_chars\. \d+ vs (\d+)", reason):
+                reason = f"give at least {needed[1]}, for the characters and bytes that texts are made of"
             raise UserError(f"--vocabulary-size {size}: no vocabulary of {unit} can be made: {reason}") from None
         return cls(base64.b64encode(model.getvalue()).decode("ascii"), unit, lower, lines=lines)
 

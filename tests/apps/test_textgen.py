@@ -176,7 +176,7 @@ def test_mistakes_are_one_line(tmp_path: Path, content: bytes | None, message: s
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [[], ["--model", "transformer", "--tokens", "subwords", "--vocabulary-size", "200"]])
+@pytest.mark.parametrize("flags", [[], ["--model", "transformer", "--tokens", "subwords", "--vocabulary-size", "300"]])
 def test_from_the_command_to_a_continuation(tmp_path: Path, book: Path, flags: list[str]) -> None:
     sizes = ["--units", "8", "--length", "32", "--new-tokens", "40", "--epochs", "1"]
     outcome = loom("train", "textgen", "--data", str(book), *sizes, *flags, "--json", cwd=tmp_path)

@@ -80,7 +80,8 @@ def test_what_follows_the_end_is_no_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("texts", "size", "words"), [(["", " "], 400, "no words"), (TEXTS, 20, "--vocabulary-size 20")]
+    ("texts", "size", "words"),
+    [(["", " "], 400, "no words"), (TEXTS, 20, "--vocabulary-size 20: .*give at least 3\\d\\d")],
 )
 def test_no_vocabulary_is_one_line(texts, size, words) -> None:
     with pytest.raises(UserError, match=words) as error:
