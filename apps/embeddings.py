@@ -299,7 +299,9 @@ def report(run: Run) -> None:
         pairs: dict[str, dict[tuple[str, str], None]] = {}
         for question in asked:
             pairs.setdefault(question.section, {})[question.words[:2]] = None
-        run.figure("pairs", pair_maps(known, {name: list(each)[:DRAWN_PAIRS] for name, each in pairs.items()}))
+        drawn = {name: list(each)[:DRAWN_PAIRS] for name, each in pairs.items()}
+        run.figure("pairs", pair_maps(known, drawn, "pairs"))
+        run.table("pairs", drawn)
 
 
 def _drawn_words(run: Run) -> list[int]:

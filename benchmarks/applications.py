@@ -33,6 +33,7 @@ CASES = {
     "gan, minimax": ("gan --epochs 40 --loss minimax", "frechet"),
     "detection": ("detection", "map"),
     "captioning": ("captioning", "exact"),
+    "embeddings": ("embeddings", "analogies"),
 }
 """Command and the metric to show."""
 

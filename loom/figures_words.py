@@ -53,7 +53,7 @@ def word_map(known: WordVectors, title: str, table: str) -> Figure:
     return figure
 
 
-def pair_maps(known: WordVectors, pairs: Mapping[str, Sequence[tuple[str, str]]]) -> Figure:
+def pair_maps(known: WordVectors, pairs: Mapping[str, Sequence[tuple[str, str]]], table: str) -> Figure:
     """For each name pairs of words in the plane of their first two principal components, with lines between them.
 
     Where what differs between the words is the same for all pairs, the lines are parallel.
@@ -61,6 +61,7 @@ def pair_maps(known: WordVectors, pairs: Mapping[str, Sequence[tuple[str, str]]]
     Args:
         known: Vectors of all these words, of length 1.
         pairs: By the name of what they have in common.
+        table: Name of the table that holds the words too.
     """
     from matplotlib.figure import Figure
     from sklearn.decomposition import PCA
@@ -82,10 +83,11 @@ def pair_maps(known: WordVectors, pairs: Mapping[str, Sequence[tuple[str, str]]]
             )
         for side, color in ((0, "#4477aa"), (1, "#cc6633")):
             axis.plot(*places[side::2].T, ".", color=color, markersize=4)
-        _write(axis, places, labels, font or FONT)
+        partners = places.reshape(-1, 2, 2)[:, ::-1].reshape(-1, 2)
+        _write(axis, places, labels, font or FONT, leftwards=partners[:, 0] > places[:, 0])
         axis.set_title(name, fontsize=10, **PLAIN)
         if font is None:
-            figure.supxlabel(NO_FONT.format(table="analogies"), fontsize=8)
+            figure.supxlabel(NO_FONT.format(table=table), fontsize=8)
     return figure
 
 
@@ -105,13 +107,25 @@ def _scaled(axis: Axes, planar: np.ndarray, width: float, height: float) -> np.n
     return scaled
 
 
-def _write(axis: Axes, places: np.ndarray, labels: Sequence[str], font: str) -> None:
-    """Each label beside its place, where it covers no other label or dot; those that find no room are left out."""
+def _write(
+    axis: Axes, places: np.ndarray, labels: Sequence[str], font: str, leftwards: np.ndarray | None = None
+) -> None:
+    """Each label beside its place, where it covers no other label or dot; those that find no room are left out.
+
+    Args:
+        axis: Where to write.
+        places: In points, (labels, 2).
+        labels: What to write.
+        font: Name of the font.
+        leftwards: Which labels rather stand to the left of their place than to its right.
+    """
+    leftwards = np.zeros(len(labels), bool) if leftwards is None else leftwards
     taken = [(x - 1, y - 1, x + 1, y + 1) for x, y in places.tolist()]
     style: dict[str, Any] = {"fontsize": SIZE, "family": font, "va": "center", "in_layout": False, **PLAIN}
-    for (x, y), label in zip(places.tolist(), labels, strict=True):
+    for (x, y), label, to_left in zip(places.tolist(), labels, leftwards.tolist(), strict=True):
         width = width_of(label, font, SIZE)
-        lefts = (x + GAP, x - GAP - width, x - width / 2, x - width / 2)
+        sides = (x - GAP - width, x + GAP) if to_left else (x + GAP, x - GAP - width)
+        lefts = (*sides, x - width / 2, x - width / 2)
         for left, middle in zip(lefts, (y, y, y + SIZE, y - SIZE), strict=True):
             box = (left, middle - SIZE / 2, left + width, middle + SIZE / 2)
             if not any(_overlap(box, other) for other in taken):

@@ -48,7 +48,7 @@ def flags() -> set[str]:
     configs = [load_app(locate_app(name)).config() for name in list_apps()]
     found = {flag(name) for config in configs for name in to_dict(config)}
     found |= {"--resume", "--from-run", "--json", "--debug", "--help", "--format", "--output", "--port", "--host"}
-    found |= {"--quick", "--figure", "--torch", "--only"}  # benchmarks
+    found |= {"--quick", "--figure", "--torch", "--only", "--words", "--steps"}  # benchmarks
     return found | set(re.findall(r"--[a-z][a-z-]+", cli.TUNE_HELP + cli.COMPARE_HELP))
 
 
@@ -142,6 +142,19 @@ def test_the_tables_of_textgen_are_the_recorded_ones(monkeypatch: pytest.MonkeyP
         assert script["line"](row) in page
     for row in found["writing"]:
         assert script["writing_line"](row) in page
+
+
+def test_the_neighbours_of_embeddings_are_the_recorded_ones() -> None:
+    page, found = (ROOT / "docs" / "embeddings.md").read_text(encoding="utf-8"), results("embeddings")
+    script = runpy.run_path(str(ROOT / "benchmarks" / "embeddings.py"))
+    for row in found["rows"]:
+        assert script["line"](row) in page
+    for row in found["steps"]:
+        assert script["step_line"](row) in page
+    assert script["summary"](found) in page
+    assert f"benchmarks/embeddings.py --data tinyshakespeare.txt {found['flags']} --json" in page
+    (built_in,) = (row for row in results("applications")["rows"] if row["case"] == "embeddings")
+    assert built_in["model"] >= 0.9
 
 
 def test_the_tables_of_translation_are_the_recorded_ones() -> None:
