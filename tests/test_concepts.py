@@ -65,7 +65,7 @@ def test_a_row_leads_to_code_a_page_and_a_test(cells: list[str]) -> None:
 @pytest.mark.parametrize(
     ("section", "count"),
     [
-        ("Systems", 17),
+        ("Systems", 19),
         ("Layers and equations", 34),
         ("Diagnoses", 5),
         ("Worked examples", 17),
