@@ -45,6 +45,7 @@ def run(
     options = parser.parse_args()
     if options.seeds < 1:
         parser.error(f"--seeds {options.seeds}: must be at least 1")
+    tf.get_logger().setLevel("ERROR")  # TensorFlow warns that the same loop is traced for one model after the other
     start, working = time.perf_counter(), time.process_time()
     result = measure(options.seeds)
     worked = time.process_time() - working  # by this process alone, whatever else the machine does
@@ -91,14 +92,14 @@ class Training:
         model: The model.
         loss: Of a batch.
         optimizer: The optimizer, whose learning rate every start sets anew.
+        xla: Whether XLA compiles the loop: steps are faster, but of a deep network it takes long to begin.
     """
 
-    def __init__(self, model: keras.Model, loss: Any, optimizer: keras.optimizers.Optimizer) -> None:
+    def __init__(self, model: keras.Model, loss: Any, optimizer: keras.optimizers.Optimizer, xla: bool = True) -> None:
         self.model, self._loss, self._optimizer = model, loss, optimizer
         optimizer.build(model.trainable_variables)
         self._fresh = [variable.numpy() for variable in optimizer.variables]
-        # A function of its own for each instance: TensorFlow warns of one that is traced again and again.
-        self._steps = tf.function(lambda *tensors: self._take_steps(*tensors), jit_compile=True)
+        self._steps = tf.function(self._take_steps, jit_compile=xla)
 
     def start(self, seed: int, learning_rate: float) -> None:
         """Draw new weights and forget what the optimizer knew."""

@@ -28,7 +28,9 @@ def test_links_and_figures_exist(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_named_files_exist(page: Path) -> None:
     """`tests/...`, `benchmarks/...` and the like in backticks or commands."""
-    named = re.findall(r"(?:apps|benchmarks|layers|loom|tests)/[\w/]+\.(?:py|json)", page.read_text(encoding="utf-8"))
+    named = re.findall(
+        r"(?:apps|benchmarks|foundations|layers|loom|tests)/[\w/]+\.(?:py|json)", page.read_text(encoding="utf-8")
+    )
     for path in named:
         assert (ROOT / path).exists(), path
 
