@@ -64,9 +64,9 @@ class Config(SeriesConfig):
     """Of the reservoir (echo_state)."""
     leak: float = 0.5
     """Share of the reservoir's state that a step replaces (echo_state)."""
-    epochs: int = 10
+    epochs: int = 15
     batch_size: int = 32
-    learning_rate: float = 0.001
+    learning_rate: float = 0.003
     schedule: Schedule = "cosine"
     jit: Literal["auto", "on", "off"] = "off"
 
@@ -155,10 +155,15 @@ def _network(config: Config, sequence: keras.KerasTensor, width: int) -> keras.K
     if config.model == "encoder_decoder":
         return _decoded(config, patches, width)
     if config.model == "echo_state":
-        reservoir = layers.EchoState(
-            config.units, spectral_radius=config.spectral_radius, leak=config.leak, seed=config.seed, name="reservoir"
-        )
-        return _head(config, keras.layers.Concatenate()([reservoir(patches), patches[:, -1]]), width)
+        state = layers.EchoState(
+            config.units,
+            spectral_radius=config.spectral_radius,
+            leak=config.leak,
+            input_scale=patches.shape[-1] ** -0.5,  # or wide patches would drive all units to their limits
+            seed=config.seed,
+            name="reservoir",
+        )(patches)
+        return _head(config, keras.layers.Concatenate()([state, patches[:, -1]]), width)
     kind = {"elman": layers.Elman, "lstm": layers.LSTM, "gru": layers.GRU}[config.model]
     for number in range(1, config.depth + 1):
         patches = kind(config.units, return_sequences=number < config.depth, name=f"recurrent_{number}")(patches)

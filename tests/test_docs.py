@@ -181,6 +181,17 @@ def test_the_table_of_tagging_is_the_recorded_one() -> None:
     assert crf >= softmax - 0.004
 
 
+def test_the_table_of_forecasting_is_the_recorded_one() -> None:
+    page, rows = (ROOT / "docs" / "forecasting.md").read_text(encoding="utf-8"), results("forecasting")["rows"]
+    benchmark = runpy.run_path(str(ROOT / "benchmarks" / "forecasting.py"))
+    for row in rows:
+        assert benchmark["line"](row) in page
+    assert min(row["mse"] for row in rows if "seconds" in row) <= 0.385
+    (coverage,) = (row["coverage"] for row in rows if "coverage" in row)
+    assert coverage == pytest.approx(0.8, abs=0.03)
+    assert f"It holds {100 * coverage:.1f} %" in page
+
+
 def test_the_table_of_the_chatbot_is_the_recorded_one() -> None:
     page, found = (ROOT / "docs" / "chatbot.md").read_text(encoding="utf-8"), results("chatbot")["metrics"]
     for name, case in (("recorded", "recorded answers"), ("recorded_hurried", "with the middle word missing")):

