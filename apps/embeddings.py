@@ -272,11 +272,10 @@ def predict(trained: Trained, frame: pd.DataFrame) -> Sequence[Answer]:
     rows, sums = encoded[WORDS], trained.outputs_of(encoded)[SUM]
     assert isinstance(rows, Ragged)
     asked = [np.abs(row[row != 0]) - 1 for row in np.split(rows.values, rows.splits[1:-1])]
-    answers = []
+    answers: list[Answer] = []
     for total, near, words in zip(sums, known.nearest(sums, asked, ANSWERED), words_of(texts), strict=True):
-        answer: Answer = {"nearest": dict(near) if np.abs(total).max() > NOTHING else {}}
         unknown = [word for word in dict.fromkeys(words) if word not in known.places]
-        answers.append({**answer, "unknown": unknown} if unknown else answer)
+        answers.append({"nearest": dict(near) if np.abs(total).max() > NOTHING else {}, "unknown": unknown})
     return answers
 
 

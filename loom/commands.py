@@ -325,13 +325,10 @@ def _describe(row: dict[str, Any], answer: Answer) -> str:
 
 
 def _as_line(answer: Answer) -> str:
-    """What an answer says first, and the rest with its names."""
-    values = [_as_text(value) for value in answer.values()]
-    pairs = [
-        value if index == 0 else f"{name} {value}"
-        for index, (name, value) in enumerate(zip(answer, values, strict=True))
-    ]
-    return "  ".join(pairs)
+    """What an answer says first, and the rest with its names, but for empty lists."""
+    first, *others = answer.items()
+    shown = [f"{name} {_as_text(value)}" for name, value in others if value != []]
+    return "  ".join([_as_text(first[1]), *shown])
 
 
 def _as_text(value: Any) -> str:

@@ -18,7 +18,7 @@ from support import TrainedRun, loom
 
 from apps import embeddings
 from apps.embeddings import APP, SUM, TEXT, WORDS, Config
-from loom import Ragged, UserError
+from loom import Ragged, UserError, commands
 from loom.cooccurrence import count_neighbours, ppmi, unigram_loss
 from loom.data.analogies import Question, read_questions, tale_questions, tales
 from loom.data.words import (
@@ -31,7 +31,6 @@ from loom.data.words import (
     thinned,
     words_of,
 )
-from loom.fresh import FreshProcess
 from loom.progress import Progress
 from loom.run import fit, measure
 from loom.skipgram import SkipGram
@@ -189,7 +188,7 @@ def test_every_parameter_moves_and_words_that_are_used_alike_come_near(book: Pat
     )
     assert set(list(near["nearest"])[:2]) == {"queen", "prince"}
     assert all(-1.001 <= value <= 1.001 for value in near["nearest"].values())
-    assert gone == {"nearest": {}}
+    assert gone == {"nearest": {}, "unknown": []}
     assert nothing == {"nearest": {}, "unknown": ["xyzzy"]}
     assert many["unknown"] == ["foo"]
     known = embeddings.word_vectors(run.trained)
@@ -353,18 +352,19 @@ def test_from_the_command_to_an_answer_and_files(trained: TrainedRun) -> None:
     assert json.loads((report / "analogies.json").read_text("utf-8"))["questions"] == 1
     assert json.loads((report / "speed.json").read_text("utf-8"))["words_per_second"] > 0
     kept = read_vectors(report / "vectors.txt", ["king", "queen"], 0.0)
-    process = FreshProcess()
-    try:
-        process.ask(trained.model, [{TEXT: "king"}, {TEXT: "queen - king + xyzzy"}])
-        near, other = process.answers(trained.model)
-    finally:
-        process.close()
-    assert near["nearest"]["queen"] == pytest.approx(float(np.prod(kept.units, axis=0).sum()), abs=1e-4)
-    assert other["unknown"] == ["xyzzy"]
-    shown = loom("predict", trained.run_id, "queen - king", cwd=trained.folder)
+    shown = loom("predict", trained.run_id, "king", "queen - king + xyzzy", "--json", cwd=trained.folder)
     assert shown.status == 0, shown.errors
-    assert shown.output.endswith("  | queen - king\n")
-    assert shown.output.count(", ") == 5  # eight words but the two that were asked for
+    near, other = map(json.loads, shown.output.splitlines())
+    assert near["nearest"]["queen"] == pytest.approx(float(np.prod(kept.units, axis=0).sum()), abs=1e-4)
+    assert (near["unknown"], other["unknown"]) == ([], ["xyzzy"])
+    assert len(other["nearest"]) == 6  # eight words but the two that were asked for
+
+
+def test_answers_are_lines_that_can_be_read() -> None:
+    assert (
+        commands._as_line({"nearest": {"queen": 0.81234, "prince": 0.5}, "unknown": []}) == "queen 0.8123, prince 0.5"
+    )
+    assert commands._as_line({"nearest": {}, "unknown": ["xyzzy"]}) == "nothing  unknown (xyzzy)"
 
 
 @pytest.mark.slow
