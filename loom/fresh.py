@@ -77,6 +77,8 @@ class FreshProcess:
             if "growing" not in reply:
                 break
             show(reply["growing"])
+        if "refused" in reply:
+            raise UserError(reply["refused"])
         if "error" in reply:
             raise UserError(f"{model}: {reply['error']}")
         if not Path(reply["code"]).is_relative_to(model.resolve()):

@@ -3,7 +3,8 @@
 Run as a file, never imported: `python -P scorer.py` reads one JSON request a line from standard input,
 `{"model": folder, "rows": [{column: value}, ...], "stream": false}` or `{"model": folder, "piece": the next part of an
 endless text}`, and writes one JSON line for each: `{"answers": [...], "code": path of the code used}` or
-`{"error": ...}`. Where `stream` is true for one row, and the model can do so, lines `{"growing": answer}` come before.
+`{"error": ...}`, or `{"refused": ...}` where the rows are to blame. Where `stream` is true for one row, and the model
+can do so, lines `{"growing": answer}` come before.
 """
 
 import functools
@@ -69,4 +70,6 @@ for line in sys.stdin:
         found = answer(request)
     except Exception as error:
         found = {"error": f"{type(error).__name__}: {error}", "traceback": traceback.format_exc()}
+        if type(error).__name__ == "UserError":  # of the model's own code, whatever that is
+            found = {"refused": str(error)}
     reply(found)
