@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from loom.fonts import save
 from loom.lazy import keras, tf
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ def run(
     print("\n".join(table(result)))
     print(f"{time.perf_counter() - start:.0f} s, of which the processor worked {worked:.0f} s")
     if options.figure:
-        draw(result).savefig(options.figure, dpi=110)
+        save(draw(result), options.figure)
     if options.json:
         kept = json.loads(options.json.read_text("utf-8")) if options.json.exists() else {}
         kept[Path(script).stem] = {name: value for name, value in result.items() if name != "curves"}

@@ -370,6 +370,8 @@ def _mlflow(arguments: list[str]) -> int:
 
 def _curl(model: Path, host: str, port: int) -> str:
     values = {"number": 1.0, "time": "2024-05-31 18:00:00", "image": "the image file as base64 text"}
-    example = {column.name: values.get(column.kind, "some text") for column in _spec(model).inputs}
-    body = json.dumps({"dataframe_records": [example]}, ensure_ascii=False)
+    spec = _spec(model)
+    example = {column.name: values.get(column.kind, "some text") for column in spec.inputs}
+    rows = json.dumps(example, ensure_ascii=False) + (", ... a row for each step" if spec.is_series else "")
+    body = f'{{"dataframe_records": [{rows}]}}'
     return f"curl http://{host}:{port}/invocations -H 'Content-Type: application/json' -d '{body}'"
