@@ -184,7 +184,7 @@ def _convolution(
 
 
 def _pool(maps: keras.KerasTensor, config: Config) -> keras.KerasTensor:
-    """Maps of half the size: of each 2 x 2 values the largest, mean, smallest, or root of four times the mean square."""
+    """Maps of half the size: of each 2 x 2 values the largest, mean, smallest, or root of 4 times the mean square."""
     largest, mean = keras.layers.MaxPooling2D(2, padding="same"), keras.layers.AveragePooling2D(2, padding="same")
     if config.pooling == "min":
         return -largest(-maps)
